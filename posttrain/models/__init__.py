@@ -1,0 +1,1 @@
+"""Networks: policies, frozen references, value models and the actor-critic module that trains them together."""

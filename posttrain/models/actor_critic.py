@@ -1,0 +1,77 @@
+"""Policy, value and reference in one module, under one engine, with one optimiser of two parameter groups."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from posttrain.models.logprobs import score_tokens
+from posttrain.models.value import values_at_every_position
+from posttrain.schema import TokenBatch, TokenValues
+
+
+class ActorCritic(nn.Module):
+    """Three separate networks (the paper's form): a trained policy, a trained value model, a frozen reference.
+
+    Everything runs inside `forward`, because DDP, DeepSpeed and FSDP2 hook a module's forward and nothing else.
+    It returns a dict of tensors, the one container that all of those engines look into.
+    """
+
+    def __init__(
+        self, policy: PreTrainedModel, value: PreTrainedModel, reference: PreTrainedModel, *, chunk_size: int
+    ) -> None:
+        super().__init__()
+        if reference.config.vocab_size != policy.config.vocab_size:
+            raise ValueError(
+                f"policy has {policy.config.vocab_size} tokens, reference {reference.config.vocab_size}: "
+                "the reference must be the model that the policy started from"
+            )
+        self.policy = policy
+        self.value = value
+        self.reference = reference.requires_grad_(False)
+        self.chunk_size = chunk_size
+        self.config = policy.config  # engines and Trainer look for it here
+
+    def train(self, mode: bool = True) -> ActorCritic:
+        super().train(mode)
+        self.reference.eval()
+        return self
+
+    def forward(self, input_ids: Tensor, is_token: Tensor, is_action: Tensor) -> dict[str, Tensor]:
+        """Tokens and masks of a TokenBatch in; logp, ref_logp, kl, entropy, value out, each [B, T] float32."""
+        hidden = _last_hidden(self.policy, input_ids, is_token)
+        with torch.no_grad():
+            ref_hidden = _last_hidden(self.reference, input_ids, is_token)
+        scored = score_tokens(
+            hidden[:, :-1][is_action],
+            self.policy.get_output_embeddings(),
+            ref_hidden[:, :-1][is_action],
+            self.reference.get_output_embeddings(),
+            input_ids[:, 1:][is_action],
+            chunk_size=self.chunk_size,
+        )
+        value = values_at_every_position(self.value, input_ids, is_token)[:, :-1]
+        return {
+            "logp": _scatter(scored.logp, is_action),
+            "ref_logp": _scatter(scored.ref_logp, is_action),
+            "kl": _scatter(scored.kl, is_action),
+            "entropy": _scatter(scored.entropy, is_action),
+            "value": value,
+        }
+
+
+def token_values(model: nn.Module, batch: TokenBatch) -> TokenValues:
+    """The `forward` of the OREO trainer: networks and batch in, what an objective sees out."""
+    scored = model(input_ids=batch.input_ids, is_token=batch.is_token, is_action=batch.is_action)
+    return TokenValues(**scored, reward=batch.reward, is_action=batch.is_action, is_state=batch.is_state)
+
+
+def _last_hidden(model: PreTrainedModel, input_ids: Tensor, is_token: Tensor) -> Tensor:
+    trunk = getattr(model, model.base_model_prefix)
+    return trunk(input_ids=input_ids, attention_mask=is_token.long(), use_cache=False).last_hidden_state
+
+
+def _scatter(scored: Tensor, is_action: Tensor) -> Tensor:
+    """[N] back to [B, T], 0 where nothing was chosen; out of place, so the gradient flows."""
+    return torch.zeros(is_action.shape, dtype=scored.dtype, device=scored.device).masked_scatter(is_action, scored)

@@ -1,0 +1,45 @@
+"""What the rest of the library asks of a sampling engine; the two engines differ in nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from posttrain.schema import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to continue a prompt. Temperature 0 is greedy; the policy is never re-scaled silently."""
+
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    top_p: float = 1.0
+    top_k: int = 0  # 0: the whole vocabulary
+    stop: tuple[str, ...] = ()  # end after the token that completes one of these; its tokens are kept
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, needs at least 1")
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}, needs 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, needs a number in (0, 1]")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One continuation, as sampled."""
+
+    token_ids: tuple[int, ...]  # without the prompt; EOS and delimiter tokens included
+    logp: tuple[float, ...]  # log π(a|s) at temperature 1 over the whole vocabulary, nats, one per token
+    finish_reason: FinishReason
+    stop_string: str | None  # the delimiter that ended it; None when EOS or the length did
+
+
+class SamplingEngine(Protocol):
+    def sample(self, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int) -> list[list[Sample]]:
+        """n continuations of each prompt, in order; the same seed gives the same samples on one engine and machine."""
+        ...

@@ -1,0 +1,149 @@
+"""Rows, batches and values that travel through posttrain, and the legend of their axes.
+
+Axes
+    B   sequences in a batch
+    L   tokens of the longest sequence, padding included
+    T   states, L - 1.  State t is the prefix ids[:, : t + 1]; the action taken in it is ids[:, t + 1].
+
+So a token-indexed mask is [B, L] and everything that lives on a state or on the action taken there is [B, T].
+The last token of a sequence has no state after it: its value is 0 by definition and never read.
+
+Units: log-probabilities, entropies and KL are in nats; values and rewards share the unit of the reward (maximised).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch import Tensor
+
+
+class FinishReason(StrEnum):
+    """Why a sampled completion ended."""
+
+    STOP = "stop"  # the policy chose to end: the last action is EOS or completes a stop string
+    LENGTH = "length"  # cut by the token budget: the answer is incomplete and no EOS may be appended
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str  # "system", "user", "assistant" or "tool"; only assistant tokens are actions
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepReward:
+    start: int  # first token of the step, an index into input_ids
+    end: int  # one past its last token; the reward falls on the last action before `end`
+    reward: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryRow:
+    """One sampled answer (or agent episode) with its reward.
+
+    Either `input_ids` with `action_spans` (what a sampler recorded; always preferred, since re-tokenised text is a
+    different sequence of actions), or `completion` text, or a conversation in `prompt` whose assistant turns are actions.
+    """
+
+    where: str  # "train.jsonl:317", for messages about this row
+    task_id: str
+    prompt: str | tuple[Message, ...]
+    completion: str | None
+    input_ids: tuple[int, ...] | None  # prompt and completion as sampled
+    action_spans: tuple[tuple[int, int], ...]  # half-open spans of input_ids that the policy chose
+    reward: float | None  # terminal reward; None when step_rewards carry it
+    step_rewards: tuple[StepReward, ...]
+    finish_reason: FinishReason
+    behavior_logp: tuple[float, ...] | None  # one per action token, nats
+    ref_logp: tuple[float, ...] | None  # one per action token, nats
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRow:
+    """TRL's prompt/completion row, for supervised fine-tuning."""
+
+    where: str
+    prompt: str | tuple[Message, ...]
+    completion: str | tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRow:
+    """TRL's preference row."""
+
+    where: str
+    prompt: str | tuple[Message, ...]
+    chosen: str | tuple[Message, ...]
+    rejected: str | tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question with what is needed to grade an answer to it."""
+
+    where: str
+    task_id: str
+    prompt: str  # the exact text the policy continues
+    answer: str  # the gold final answer
+    grader: str  # "final_number", or "reasoning_gym:<dataset>" with its entry in `entry`
+    entry: str | None = None  # JSON of the reasoning-gym entry, which its verifier needs
+
+
+class Grade(StrEnum):
+    CORRECT = "correct"
+    WRONG = "wrong"
+    UNPARSED = "unparsed"  # no answer could be read; counted apart, never guessed
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRecord:
+    """One method's answer to one problem; a results file is JSON lines of these."""
+
+    task_id: str
+    method: str  # "oreo/greedy", "oreo/beam", "sft/best_of_n": policy, then decoding
+    seed: int
+    budget: int  # samples drawn per problem: 1 for greedy, n for best-of-n, width * expansions for a beam
+    text: str  # the completion
+    grade: Grade
+    finish_reason: FinishReason
+    n_generated_tokens: int  # all tokens sampled to find this answer, discarded branches included
+    value: float | None  # the value model's V of the whole answer, where one was read
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTrajectory:
+    """A trajectory as tokens and masks, before padding; every tuple has one entry per token."""
+
+    row_id: int  # position among the rows read, printed in error messages
+    input_ids: tuple[int, ...]
+    is_action: tuple[bool, ...]  # by token: the policy chose this token
+    is_step_start: tuple[bool, ...]  # by token: this action opens a step (the first action always does)
+    reward: tuple[float, ...]  # by token: reward received for choosing it
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Right-padded trajectories, moved from token index to state index once, here and nowhere else."""
+
+    input_ids: Tensor  # [B, L] int64
+    is_token: Tensor  # [B, L] bool, False on padding
+    is_action: Tensor  # [B, T] bool, the policy chose ids[:, t + 1]
+    is_state: Tensor  # [B, T] bool, states where a loss is taken; token level: equal to is_action
+    reward: Tensor  # [B, T] float32, r(s_t, a_t)
+    row_id: Tensor  # [B] int64
+
+
+@dataclass(frozen=True, slots=True)
+class TokenValues:
+    """What the networks say about a batch of paths; the only thing an LLM objective sees."""
+
+    logp: Tensor  # [B, T] log pi(a_t | s_t), float32, with gradient
+    ref_logp: Tensor  # [B, T] log pi_ref(a_t | s_t), float32, no gradient
+    kl: Tensor  # [B, T] exact KL(pi || pi_ref) at s_t over the vocabulary, >= 0, with gradient
+    entropy: Tensor  # [B, T] entropy of pi(. | s_t), no gradient
+    value: Tensor  # [B, T] V(s_t), float32, with gradient to the value network only
+    reward: Tensor  # [B, T] r(s_t, a_t)
+    is_action: Tensor  # [B, T] bool
+    is_state: Tensor  # [B, T] bool
