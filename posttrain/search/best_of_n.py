@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from posttrain.sampling import SamplingEngine, SamplingParams
+from posttrain.sampling import Sample, SamplingEngine, SamplingParams
+from posttrain.schema import FinishReason
 from posttrain.search.scorer import ValueScorer
-from posttrain.search.tree import SearchTree
 
 
-def best_of_n(
+@dataclass(frozen=True, slots=True)
+class ScoredSample:
+    sample: Sample
+    value: float  # V before the EOS of an answer, or at the last token of one that ran out of tokens
+
+
+def score_samples(
     engine: SamplingEngine, scorer: ValueScorer, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int
-) -> list[SearchTree]:
-    """One tree of depth 1 per prompt with up to n distinct answers, each with V read before its EOS.
-
-    `SearchTree.best` is the answer of highest value. Identical answers are one node with `n_merged` set.
-    """
+) -> list[list[ScoredSample]]:
+    """n whole answers per prompt in the order sampled, each with its value."""
     if params.stop:
         raise ValueError(f"best-of-n samples whole answers, but sampling.stop is {params.stop}: use beam_search for steps")
-    trees = [SearchTree(tuple(prompt)) for prompt in prompts]
-    for tree, samples in zip(trees, engine.sample(prompts, params, n), strict=True):
-        tree.add(tree.nodes[0], samples)
-    answers = [(tree, node) for tree in trees for node in tree.nodes[1:]]
-    values = scorer.score([tree.scored_prefix(node) for tree, node in answers])
-    for (_, node), value in zip(answers, values, strict=True):
-        node.value = value
-    return trees
+    drawn = engine.sample(prompts, params, n)
+    values = iter(
+        scorer.score(
+            [
+                tuple(prompt) + tokens_before_eos(sample)
+                for prompt, samples in zip(prompts, drawn, strict=True)
+                for sample in samples
+            ]
+        )
+    )
+    return [[ScoredSample(sample, next(values)) for sample in samples] for samples in drawn]
+
+
+def best_of(samples: Sequence[ScoredSample]) -> ScoredSample:
+    """The sample of highest value; one that ran out of tokens only when none ended."""
+    return max(samples, key=lambda s: (s.sample.finish_reason is FinishReason.STOP, s.value))
+
+
+def tokens_before_eos(sample: Sample) -> tuple[int, ...]:
+    """The tokens whose last one is where V of a whole answer is read: V after EOS is 0 by definition."""
+    return sample.token_ids[:-1] if sample.finish_reason is FinishReason.STOP else sample.token_ids

@@ -9,7 +9,7 @@ import pytest
 from posttrain.sampling import Sample, SamplingParams
 from posttrain.schema import FinishReason
 from posttrain.search.beam import BeamParams, beam_search
-from posttrain.search.best_of_n import best_of_n
+from posttrain.search.best_of_n import ScoredSample, best_of, score_samples
 from posttrain.search.tree import NodeState
 
 PROMPT = (7, 7)
@@ -78,8 +78,8 @@ def test_beam_finds_the_answer_of_the_enumerated_algorithm_for_each_width(width)
 def test_full_width_beam_equals_best_of_all_answers():
     # Width 9 keeps all 9 two-step prefixes, so its pool is all 27 answers, the same that best-of-27 draws.
     (beam,) = beam_search(EveryChoice(), TableScorer(), [PROMPT], BeamParams(9, 3, 20, STEP))
-    (whole,) = best_of_n(EveryChoice(), TableScorer(), [PROMPT], WHOLE, n=27)
-    assert beam.completion(beam.best()) == whole.completion(whole.best())
+    (whole,) = score_samples(EveryChoice(), TableScorer(), [PROMPT], WHOLE, n=27)
+    assert beam.completion(beam.best()) == best_of(whole).sample.token_ids
 
 
 def test_value_is_read_after_the_delimiter_of_a_step_and_before_the_eos_of_an_answer():
@@ -98,6 +98,13 @@ def test_problems_searched_together_give_the_trees_of_problems_searched_alone():
     together = beam_search(EveryChoice(), TableScorer(), prompts, params)
     alone = [beam_search(EveryChoice(), TableScorer(), [p], params)[0] for p in prompts]
     assert [t.nodes for t in together] == [t.nodes for t in alone]
+
+
+def test_best_of_prefers_an_answer_that_ended_to_a_cut_one_of_higher_value():
+    ended = ScoredSample(_ended((2, EOS)), 0.1)
+    cut = ScoredSample(Sample((2, 3), (-1.0, -1.0), FinishReason.LENGTH, None), 0.9)
+    assert best_of([cut, ended]) is ended
+    assert best_of([cut]) is cut
 
 
 def test_identical_steps_are_one_node_that_remembers_how_often_it_was_sampled():
@@ -128,4 +135,4 @@ def test_a_search_without_delimiters_or_with_greedy_expansions_is_refused():
     with pytest.raises(ValueError, match="temperature above 0"):
         BeamParams(2, 2, 20, SamplingParams(max_new_tokens=4, temperature=0.0, seed=0, stop=("\n",)))
     with pytest.raises(ValueError, match="use beam_search for steps"):
-        best_of_n(EveryChoice(), TableScorer(), [PROMPT], STEP, n=2)
+        score_samples(EveryChoice(), TableScorer(), [PROMPT], STEP, n=2)
