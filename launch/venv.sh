@@ -34,7 +34,7 @@ make_venv() {
   "$python" -m venv "$VENV"
 }
 
-pip_install() { "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet -c constraints.txt "$@"; }
+pip_install() { "$VENV/bin/python" -m pip install --disable-pip-version-check -qq -c constraints.txt "$@"; }
 
 # Without a GPU the default build of torch on Linux would bring gigabytes of CUDA libraries that nothing uses.
 install_torch() {

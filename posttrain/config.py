@@ -138,9 +138,9 @@ def _read_yaml(path: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no config file {path}; the path is read from {Path.cwd()}")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+        raise ConfigError(f"{path} is not YAML that a config can use: {error}") from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -149,6 +149,20 @@ def _read_yaml(path: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
         if name not in hints:
             raise ConfigError(_unknown(str(name), f"in {path}", hints))
     return {name: _converted(name, value, hints[name], where=f"in {path}") for name, value in raw.items()}
+
+
+_MERGE_TAG = "tag:yaml.org,2002:merge"  # the `<<` key, which may stand twice
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML in which a key that stands twice is an error; PyYAML would keep the last and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE_TAG]
+        twice = [name for index, name in enumerate(names) if name in names[:index]]
+        if twice:
+            raise yaml.YAMLError(f"it holds the key {twice[0]!r} twice")
+        return super().construct_mapping(node, deep=deep)
 
 
 def _converted(name: str, value: object, hint: Any, *, where: str) -> Any:
