@@ -24,7 +24,7 @@ class Verb:
     name: str  # one word or two: "oreo", "data check"
     summary: str  # one line, shown by `posttrain --help`
     config: str
-    function: str  # takes the config; returns None, or an int as the exit code
+    function: str  # takes the config; an int that it returns is the exit code
 
 
 VERBS = (
@@ -75,8 +75,9 @@ def resolve(path: str) -> Any:
 
 def _run(verb: Verb, argv: list[str]) -> int:
     config = load_config(resolve(verb.config), argv, prog=f"posttrain {verb.name}", summary=verb.summary)
-    function: Callable[[Any], int | None] = resolve(verb.function)
-    return function(config) or 0
+    function: Callable[[Any], object] = resolve(verb.function)
+    outcome = function(config)
+    return outcome if isinstance(outcome, int) else 0
 
 
 def _find_verb(words: list[str]) -> tuple[Verb, list[str]] | None:

