@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 # A module of protocols may be imported from below its layer: search is written against the sampling engine's.
-PROTOCOLS = {"posttrain.rollout.engine": "search"}
+PROTOCOLS = {"posttrain.sampling": "search"}
 
 MAX_LINES = 300
 FORBIDDEN_NAMES = re.compile(r"(^|_)(utils?|helpers?|common|misc|scratch)$|_(v\d+|new|old|bak)$")
@@ -138,7 +138,7 @@ def test_upward_and_sideways_imports_are_found_when_planted() -> None:
         "posttrain.losses.oreo": {"posttrain.models.value"},  # up
         "posttrain.data.rows": {"posttrain.models.policy"},  # sideways
         "posttrain.training.oreo": {"posttrain.data.rows"},  # down
-        "posttrain.search.beam": {"posttrain.rollout.engine", "posttrain.rollout.collect"},  # a protocol, and up
+        "posttrain.search.beam": {"posttrain.sampling", "posttrain.rollout.collect"},  # a protocol, and up
     }
     assert find_upward_imports(planted) == [
         "posttrain.losses.oreo -> posttrain.models.value",

@@ -1,1 +1,1 @@
-"""Sampling from a policy: engines behind one protocol, and the collection of graded trajectories."""
+"""Sampling: two engines behind one protocol, and the collection of graded trajectories."""
