@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from posttrain.evaluation.statistics import Interval, wilson_interval
+from posttrain.evaluation.statistics import CONFIDENCE, Interval, wilson_interval
+
+N_AUC_RESAMPLES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,20 @@ def auc(value: ArrayLike, is_correct: ArrayLike) -> float:
     mean_rank = np.cumsum(size) - (size - 1) / 2
     u = mean_rank[group][correct].sum() - n_correct * (n_correct + 1) / 2
     return float(u / (n_correct * n_wrong))
+
+
+def auc_interval(value: ArrayLike, is_correct: ArrayLike, *, rng: np.random.Generator) -> Interval:
+    """AUC with its percentile bootstrap interval; correct and wrong ones are resampled apart, so both always occur."""
+    v, correct = _pair(value, is_correct)
+    estimate = auc(v, correct)
+    right, wrong = v[correct], v[~correct]
+    outcome = np.repeat([True, False], [len(right), len(wrong)])
+    draws = [
+        auc(np.concatenate([rng.choice(right, len(right)), rng.choice(wrong, len(wrong))]), outcome)
+        for _ in range(N_AUC_RESAMPLES)
+    ]
+    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(estimate, float(low), float(high))
 
 
 def _pair(value: ArrayLike, is_correct: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
