@@ -42,7 +42,7 @@ def encode_conversation(
             [f"{where}: prompt: the chat template marks no token as the assistant's, expected at least one"]
         )
     if finish_reason is FinishReason.LENGTH and messages[-1].role == "assistant":
-        return _without_closing(ids, spans, eos_id(tokenizer))
+        return _without_closing(ids, spans, eos_id(tokenizer), where)
     return ids, spans
 
 
@@ -112,12 +112,17 @@ def _after_last(token: int | None, ids: Sequence[int], start: int) -> int:
     return positions[-1] + 1 if positions else len(ids)
 
 
-def _without_closing(ids: list[int], spans: list[Span], eos: int | None) -> tuple[list[int], list[Span]]:
+def _without_closing(ids: list[int], spans: list[Span], eos: int | None, where: str) -> tuple[list[int], list[Span]]:
     """Cut what the template wrote to close a turn that the token budget had cut: the policy never chose to stop."""
     start, end = spans[-1]
     closing = [index for index in range(start, len(ids)) if ids[index] == eos]
     if not closing:
-        return ids[:end], spans
+        raise RowError(
+            [
+                f"{where}: finish_reason: is 'length', but the template closes turns without the tokenizer's EOS, "
+                "so the cut turn cannot be told from its closing; make the end of a turn the EOS, or record input_ids"
+            ]
+        )
     cut = closing[-1]
     kept = [(start, min(end, cut))] if cut > start else []
     return ids[:cut], spans[:-1] + kept
