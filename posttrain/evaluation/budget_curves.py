@@ -24,6 +24,16 @@ class BudgetPoint:
     accuracy: Interval
 
 
+def budget_points(
+    summaries: Iterable[MethodSummary], answers: Mapping[MethodBudget, Sequence[AnswerRecord]]
+) -> tuple[BudgetPoint, ...]:
+    """Measured and exact points; a measured best-of-n gives way to an exact one that reaches as far."""
+    measured, exact = measured_points(summaries), exact_points(answers)
+    reach = {point.label: point.budget for point in exact}  # points come with rising budgets
+    kept = tuple(p for p in measured if reach.get(f"{p.label} (exact)", 0) < _largest(p.label, measured))
+    return (*kept, *exact)
+
+
 def measured_points(summaries: Iterable[MethodSummary]) -> tuple[BudgetPoint, ...]:
     """The points that were run; single samples are left out, since they are the parts of the others."""
     return tuple(
@@ -44,6 +54,10 @@ def exact_points(answers: Mapping[MethodBudget, Sequence[AnswerRecord]]) -> tupl
         if all(record.value is not None for record in records):
             points += _curve(f"{policy}/best_of_n (exact)", records, _best_of_n)
     return tuple(points)
+
+
+def _largest(label: str, points: Iterable[BudgetPoint]) -> int:
+    return max(point.budget for point in points if point.label == label)
 
 
 def _curve(

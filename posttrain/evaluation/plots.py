@@ -11,7 +11,16 @@ import numpy as np
 from posttrain.evaluation.budget_curves import BudgetPoint
 from posttrain.evaluation.calibration import ReliabilityBin
 from posttrain.evaluation.comparison import MethodSummary
-from posttrain.evaluation.figures import GRID, INK, MARKERS, PALETTE, colour_of_policy, figure, legend_below
+from posttrain.evaluation.figures import (
+    GRID,
+    INK,
+    MARKERS,
+    PALETTE,
+    colour_of_policy,
+    figure,
+    legend_below,
+    log_scale_y,
+)
 from posttrain.evaluation.records import split_method
 from posttrain.evaluation.run_folder import Curve, Curves, SolutionValues
 from posttrain.evaluation.tables import GREEDY, method_label
@@ -52,7 +61,7 @@ def plot_learning_curves(stage: str, by_seed: Sequence[Curves], path: Path) -> P
             axes.set_title(f"{stage}: {title}")
             axes.set_xlabel("optimiser step")
             if title == "Gradient norm" and _all_positive(shown, by_seed):
-                axes.set_yscale("log")
+                log_scale_y(axes)
             legend_below(axes)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_axis_off()
@@ -72,12 +81,12 @@ def plot_accuracy_by_method(summaries: Sequence[MethodSummary], path: Path) -> P
             axes.errorbar(x, y, xerr=[[x - low], [high - x]], color=INK, capsize=3, linewidth=1.2)
             dots = [100 * accuracy for _, accuracy in summary.by_seed] if len(summary.by_seed) > 1 else []
             axes.plot(dots, [y] * len(dots), "o", markersize=4, markerfacecolor="white", markeredgecolor=INK)
-            axes.annotate(f"{x:.1f}", (max(high, *dots, 0.0), y), (6, 0), textcoords="offset points", va="center")
+            axes.annotate(f"{x:.1f}", (max(high, *dots, 0.0), y), (9, 0), textcoords="offset points", va="center")
         axes.set_yticks(range(len(ordered)), [method_label(s.method, s.budget) for s in ordered])
         axes.set_xlim(0, 108)
         axes.set_xticks(range(0, 101, 20))
         axes.set_xlabel("problems solved, %")
-        axes.grid(axis="y", visible=False)
+        axes.grid(visible=False)  # the numbers stand beside the bars
     return path
 
 
@@ -107,7 +116,7 @@ def plot_accuracy_by_compute(points: Sequence[BudgetPoint], path: Path) -> Path 
             axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
             axes.set_xlabel(f"{unit} (log scale)")
         grid[0, 0].set_ylabel("problems solved, %")
-        legend_below(grid[0, 0])
+        legend_below(grid[0, 0], n_columns=3)
     return path
 
 
