@@ -39,7 +39,7 @@ pre.solution { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.75
 pre.solution span, .scale span { color: #111111; padding: .12em 0; }
 pre.solution i { font-style: normal; color: var(--soft); }
 pre.solution b { font-weight: 400; color: var(--soft); }
-.solutions { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 0 1rem; }
+.solutions { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 1rem; }
 .scale { display: flex; max-width: 26rem; border: 1px solid var(--line); }
 .scale span { flex: 1; text-align: center; font-size: .85rem; padding: .2rem 0; }
 .absent { color: var(--soft); }

@@ -98,12 +98,11 @@ def read_curves(path: Path) -> Curves:
     """Every numeric key of a metrics file against "step"; text entries are passed over."""
     points: dict[str, list[tuple[float, float]]] = {}
     for where, row in _objects(path):
-        step = row.get("step")
-        if not _is_number(step):
-            raise RunFolderError(f"{where}: step: got {step!r}, expected a number on every line")
+        if not _is_number(row.get("step")):
+            raise RunFolderError(f"{where}: step: got {row.get('step')!r}, expected a number on every line")
         for key, number in row.items():
             if key != "step" and _is_number(number):
-                points.setdefault(key, []).append((float(step), float(number)))
+                points.setdefault(key, []).append((float(row["step"]), float(number)))
     return {key: tuple(points[key]) for key in sorted(points)}
 
 

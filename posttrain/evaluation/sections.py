@@ -48,8 +48,9 @@ _SEED_INTERVALS = (
 )
 _PAIRED = (
     "Both methods answered the same problems, so the difference is taken problem by problem. Its interval is a "
-    "percentile bootstrap over problems, with a problem's answers under all seeds kept together. McNemar's exact test asks whether the problems that only one method solved "
-    "are split by a fair coin; its p is given for each seed and is not corrected for the number of rows."
+    "percentile bootstrap over problems; a problem's answers under all seeds are drawn together. McNemar's exact test "
+    "asks whether the problems that only one method solved are split by a fair coin; its p is given for each seed and "
+    "is not corrected for the number of rows."
 )
 _COMPUTE = (
     "Methods with more samples use more compute than a greedy answer, so compare them along this axis, not only by "
@@ -153,7 +154,7 @@ def curves_section(run: Run, output: Path) -> str:
         parts.append(
             picture(
                 png,
-                alt=f"Learning curves of {stage}: " + ", ".join(_last_numbers(by_seed[0])) + ".",
+                alt=f"Learning curves of {stage}: " + ", ".join(_last_numbers(next(iter(by_seed)))) + ".",
                 caption=f"As logged in {stage}/metrics.jsonl; long curves are faint, with a running mean on top."
                 + seeds,
             )

@@ -48,7 +48,7 @@ def test_missing_files_are_listed_with_their_place(tmp_path):
 
 
 def test_a_run_that_is_no_folder_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected a run folder with answers.jsonl"):
+    with pytest.raises(FileNotFoundError, match="expected a run folder with answers"):
         load_run(tmp_path / "nowhere")
 
 

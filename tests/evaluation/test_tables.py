@@ -28,8 +28,8 @@ def test_markdown_table_starts_with_the_start_and_gives_intervals_and_difference
     records = answers("oreo/beam", "cccc", budget=4) + answers("oreo/greedy", "cccc") + answers("sft/greedy", "cccc")
     # Wilson for 4 of 4: low = 1 / (1 + 1.96^2 / 4) = 0.510; equal answers differ by exactly 0.
     assert markdown_table(records).splitlines() == [
-        "| method | samples | problems | seeds | accuracy %, 95 % interval | tokens per answer | points over sft/greedy "
-        "| unparsed % | cut % |",
+        "| method | samples | problems | seeds | accuracy %, 95 % interval | tokens per answer "
+        "| points over sft/greedy | unparsed % | cut % |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| sft/greedy | 1 | 4 | 1 | 100.0 [51.0, 100.0] | 10.0 | – | 0.0 | 0.0 |",
         "| oreo/greedy | 1 | 4 | 1 | 100.0 [51.0, 100.0] | 10.0 | +0.0 [+0.0, +0.0] | 0.0 | 0.0 |",
