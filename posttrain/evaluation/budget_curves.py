@@ -11,7 +11,7 @@ import numpy as np
 from posttrain.evaluation.comparison import MethodSummary
 from posttrain.evaluation.records import SAMPLE, MethodBudget, split_method
 from posttrain.evaluation.statistics import Interval, best_of_n_accuracy, bootstrap_interval, pass_at_k
-from posttrain.schema import AnswerRecord, Grade
+from posttrain.schema import AnswerRecord, FinishReason, Grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,10 @@ def _over_problems(
 
 
 def _best_of_n(pool: Sequence[AnswerRecord], n: int) -> float:
-    value = [record.value for record in pool if record.value is not None]
-    return best_of_n_accuracy(value, [record.grade is Grade.CORRECT for record in pool], n)
+    """As search.best_of chooses: a cut answer only when none in the subset ended, then the higher value."""
+    keys = [(record.finish_reason is FinishReason.STOP, record.value) for record in pool]
+    rank = {key: i for i, key in enumerate(sorted(set(keys)))}
+    return best_of_n_accuracy([rank[key] for key in keys], [record.grade is Grade.CORRECT for record in pool], n)
 
 
 def _pass_at_n(pool: Sequence[AnswerRecord], n: int) -> float:

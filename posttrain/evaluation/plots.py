@@ -145,32 +145,27 @@ def plot_calibration(panels: Sequence[tuple[str, Sequence[ReliabilityBin], Seque
 
 
 def plot_value_along_solutions(solutions: Sequence[tuple[str, SolutionValues]], path: Path) -> Path:
-    """V after each token of each (title, solution) as a step line; vertical lines mark the ends of reasoning lines."""
+    """V at each state of each (title, solution) as a step line; vertical lines mark the ends of reasoning lines."""
     n_columns = min(2, len(solutions))
     n_rows = -(-len(solutions) // n_columns)
-    every = [v for _, solution in solutions for v in _action_values(solution)]
+    every = [solution.values[t] for _, solution in solutions for t in solution.states()]
     low, high = min(0.0, *every), max(1.0, *every)
     with figure(path, n_rows, n_columns, width=4.9 * n_columns, height=2.5 * n_rows, sharey=True) as grid:
         for axes, (title, solution) in zip(grid.flat, solutions, strict=False):
-            first = solution.is_action.index(True)
-            values = _action_values(solution)
-            axes.step(range(len(values)), values, where="post", color=PALETTE[0])
-            for end in solution.step_ends:
-                axes.axvline(end - first, color=GRID, linewidth=1.4, zorder=0.5)
+            states = solution.states()
+            axes.step(range(len(states)), [solution.values[t] for t in states], where="post", color=PALETTE[0])
+            for end in solution.step_states():
+                axes.axvline(end - states.start, color=GRID, linewidth=1.4, zorder=0.5)
             axes.axhline(0.5, color=_GREY, linestyle=":", linewidth=1)
             axes.set_title(title)
             axes.set_ylim(low - 0.05, high + 0.05)
-            axes.set_xlabel("generated token")
+            axes.set_xlabel("tokens generated so far")
             axes.grid(axis="x", visible=False)
         for row in grid:
             row[0].set_ylabel("value V")
         for axes in list(grid.flat)[len(solutions) :]:
             axes.set_axis_off()
     return path
-
-
-def _action_values(solution: SolutionValues) -> list[float]:
-    return [v for v, is_action in zip(solution.values, solution.is_action, strict=True) if is_action]
 
 
 def _draw_curves(axes: Axes, keys: Sequence[str], by_seed: Sequence[Curves]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from posttrain.evaluation import sections
@@ -16,9 +16,16 @@ from posttrain.evaluation.tables import START_METHOD, comparison_table, paired_c
 class ReportConfig:
     """What to report on and where to put it."""
 
-    run: Path  # a run folder, or a study with seed-0, seed-1, ...
-    output: Path | None = None  # default RUN/report
-    start_method: str = START_METHOD  # the method that differences are taken to
+    run: Path = field(metadata={"help": "A run folder, or a study with seed-0, seed-1, ...", "positional": True})
+    output: Path | None = field(default=None, metadata={"help": "Where the page goes; by default RUN/report."})
+    start_method: str = field(default=START_METHOD, metadata={"help": "The method that differences are taken to."})
+
+
+def report(config: ReportConfig) -> None:
+    """The command: write the report, print its tables and where the page is."""
+    page = write_report(config)
+    print((page.parent / "results.md").read_text(encoding="utf-8"))
+    print(f"wrote {page}")
 
 
 def write_report(config: ReportConfig) -> Path:

@@ -165,14 +165,14 @@ def curves_section(run: Run, output: Path) -> str:
 
 
 def calibration_section(run: Run, output: Path) -> str:
-    solutions = [s for s in run.solutions if s.step_ends]
+    solutions = [s for s in run.solutions if s.step_states()]
     if not solutions:
         return _not_found(run, "values.jsonl", "solutions with line ends")
     is_correct = [s.grade is Grade.CORRECT for s in solutions]
     panels = []
     rows = []
-    for name, end_of in (("after the first line", 0), ("half way", None), ("after the last line", -1)):
-        value = [s.values[s.step_ends[(len(s.step_ends) - 1) // 2 if end_of is None else end_of]] for s in solutions]
+    for name, place in (("after the first line", 0.0), ("half way", 0.5), ("after the last line", 1.0)):
+        value = [s.values[_state_at(s.step_states(), place)] for s in solutions]
         bins = reliability_bins(value, is_correct, n_bins=N_BINS)
         panels.append((name, bins, value))
         rows.append((name, *_calibration_cells(value, is_correct), f"{expected_calibration_error(bins):.3f}"))
@@ -203,6 +203,10 @@ def calibration_section(run: Run, output: Path) -> str:
     )
 
 
+def _state_at(states: Sequence[int], place: float) -> int:
+    return states[int(place * (len(states) - 1))]
+
+
 def _calibration_cells(value: Sequence[float], is_correct: Sequence[bool]) -> tuple[str, ...]:
     n_correct = sum(is_correct)
     area = NOT_APPLICABLE
@@ -221,24 +225,24 @@ def solutions_section(run: Run, output: Path) -> str:
     png = plots.plot_value_along_solutions(titles, output / "value_along_solutions.png")
     intro = (
         f"The first {N_SHOWN_PER_GRADE} solutions of each grade on file, not a selection. The ground of a token is V "
-        "after it; point at a token for the number. V is also printed at the end of each line."
+        "after it; point at a token for the number. V is also printed after the prompt and at the end of each line. "
+        "After the last token there is no state, so it has no V."
     )
     articles = [f"<article><h3>{escape(title)}</h3>\n{coloured_solution(s)}</article>" for title, s in titles]
-    spoken = "; ".join(f"{title}, V from {_first_value(s):.2f} to {s.values[-1]:.2f}" for title, s in titles)
+    spoken = "; ".join(
+        f"{title}, V from {s.values[s.states()[0]]:.2f} to {s.values[s.states()[-1]]:.2f}" for title, s in titles
+    )
     lines = picture(
         png,
         alt=f"Value along the solutions above: {spoken}.",
-        caption="V after each generated token. Grey vertical lines are ends of reasoning lines; dotted: V = 0.5.",
+        caption="V of the prompt and after each generated token but the last. "
+        "Grey vertical lines are ends of reasoning lines; dotted: V = 0.5.",
     )
     return "\n".join((paragraph(intro), value_legend(), '<div class="solutions">', *articles, "</div>", lines))
 
 
-def _first_value(solution: SolutionValues) -> float:
-    return solution.values[solution.is_action.index(True)]
-
-
 def _first_of_each_grade(solutions: Sequence[SolutionValues]) -> list[SolutionValues]:
-    drawable = [s for s in solutions if any(s.is_action)]
+    drawable = [s for s in solutions if s.states()]
     return [s for grade in Grade for s in [x for x in drawable if x.grade is grade][:N_SHOWN_PER_GRADE]]
 
 

@@ -8,9 +8,9 @@ from posttrain.evaluation.records import group_records
 from posttrain.schema import AnswerRecord, FinishReason, Grade
 
 
-def answer(task_id, method, budget, is_correct, value=None, n_tokens=10):
+def answer(task_id, method, budget, is_correct, value=None, n_tokens=10, finish_reason=FinishReason.STOP):
     grade = Grade.CORRECT if is_correct else Grade.WRONG
-    return AnswerRecord(task_id, method, 0, budget, "", grade, FinishReason.STOP, n_tokens, value)
+    return AnswerRecord(task_id, method, 0, budget, "", grade, finish_reason, n_tokens, value)
 
 
 # Problem a: values 0.9 right, 0.5 wrong, 0.3 wrong, 0.1 right.  Problem b: never right.
@@ -30,6 +30,16 @@ def test_exact_points_average_over_problems_for_each_power_of_two():
     best = [points["oreo/best_of_n (exact)", n].accuracy.estimate for n in (1, 2, 4)]
     assert best == pytest.approx([1 / 4, 1 / 4, 1 / 2])
     assert [points["oreo/best_of_n (exact)", n].tokens for n in (1, 2, 4)] == [10, 20, 40]
+
+
+def test_exact_best_of_n_takes_a_cut_answer_only_when_none_ended():
+    pool = [
+        answer("a", "oreo/sample", 1, False, 0.9, finish_reason=FinishReason.LENGTH),
+        answer("a", "oreo/sample", 1, True, 0.1),
+    ]
+    best = {p.budget: p.accuracy.estimate for p in exact_points(group_records(pool)) if "best_of_n" in p.label}
+    # One sample: either, 1/2.  Two: the one that ended, though its value is lower.
+    assert best == {1: 0.5, 2: 1.0}
 
 
 def test_exact_points_stop_at_the_problem_with_the_fewest_samples():

@@ -5,12 +5,12 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from synthetic_run import write_run, write_study
 
 from posttrain.evaluation.comparison import compare
 from posttrain.evaluation.records import load_run_records
-from posttrain.evaluation.report import ReportConfig, write_report
+from posttrain.evaluation.report import ReportConfig, report, write_report
 from posttrain.evaluation.tables import points_with_interval
+from tests.evaluation.synthetic_run import write_run, write_study
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -80,12 +80,14 @@ def test_the_markdown_results_hold_both_tables(run, page_text):
     assert "| oreo/greedy against sft/greedy | 300 | +8.0 [" in paired
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(run, page_text, tmp_path):
     again = write_report(ReportConfig(run=run, output=tmp_path))
     assert again.read_text(encoding="utf-8") == page_text
     assert (tmp_path / "calibration.png").read_bytes() == (run / "report" / "calibration.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_study_pools_its_seeds_and_shows_the_interval_over_them(tmp_path):
     text = write_report(ReportConfig(run=write_study(tmp_path / "study", seeds=3))).read_text(encoding="utf-8")
     Page(text)
@@ -113,12 +115,22 @@ def test_parts_without_their_file_are_left_out_with_a_line_naming_it(tmp_path):
     assert (run / "report" / "results.md").read_text() == "No answers on file.\n"
 
 
+def test_the_command_prints_the_tables_and_where_the_page_is(tmp_path, capsys):
+    write_answers = write_run(tmp_path / "run", seed=1)
+    for name in ("values.jsonl", "oreo/metrics.jsonl", "sft/metrics.jsonl", "dpo/metrics.jsonl"):
+        (write_answers / name).unlink()
+    report(ReportConfig(run=write_answers, output=tmp_path / "page"))
+    printed = capsys.readouterr().out
+    assert "| oreo/greedy | 1 | 300 |" in printed
+    assert printed.endswith(f"wrote {tmp_path / 'page' / 'index.html'}\n")
+
+
 def test_text_from_files_cannot_break_the_page(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text(json.dumps({"command": "<script>alert(1)</script>"}))
-    row = {"task_id": "<img src=x>", "grade": "wrong", "tokens": ["</pre><b>"], "values": [0.2]}
-    (run / "values.jsonl").write_text(json.dumps(row | {"is_action": [True], "step_ends": [0]}) + "\n")
+    row = {"task_id": "<img src=x>", "grade": "wrong", "tokens": ["</pre><b>", "1", "2"], "values": [0.2, 0.3, 0.0]}
+    (run / "values.jsonl").write_text(json.dumps(row | {"is_action": [True, True, True], "step_ends": [0]}) + "\n")
     text = write_report(ReportConfig(run=run)).read_text(encoding="utf-8")
     page = Page(text)
     assert "<script" not in text and "<img src=x>" not in text

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from synthetic_run import write_run, write_study
 
 from posttrain.evaluation.run_folder import RunFolderError, load_run, read_curves, read_solutions, seed_folders
+from tests.evaluation.synthetic_run import write_run, write_study
 
 SOLUTION = {
     "task_id": "p",
@@ -64,6 +64,14 @@ def test_a_metrics_line_without_step_is_named(tmp_path):
     path = write_line(tmp_path / "metrics.jsonl", {"loss": 1.0})
     with pytest.raises(RunFolderError, match=r"metrics.jsonl:1: step: got None"):
         read_curves(path)
+
+
+def test_states_run_from_the_end_of_the_prompt_to_the_token_before_the_last(tmp_path):
+    tokens = ["2+2=", "\n", "4", "\n", "#4", "\n"]
+    row = {"tokens": tokens, "values": [0.0] * 6, "is_action": [False, False] + [True] * 4, "step_ends": [3, 5]}
+    (solution,) = read_solutions(write_line(tmp_path / "values.jsonl", SOLUTION | row))
+    assert list(solution.states()) == [1, 2, 3, 4]
+    assert solution.step_states() == (3,)  # the line end at 5 is the last token: no state follows it
 
 
 @pytest.mark.parametrize(

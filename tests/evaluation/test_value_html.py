@@ -35,17 +35,18 @@ def solution(tokens, values, is_action, step_ends=()):
     return SolutionValues("p", Grade.CORRECT, tuple(tokens), tuple(values), tuple(is_action), tuple(step_ends))
 
 
-def test_each_action_token_carries_its_value_and_the_prompt_none():
+def test_each_state_of_the_answer_carries_its_value_and_the_last_token_none():
     html = coloured_solution(
         solution(["1+2=", "3", "\n", "4"], [0.2, 0.25, 0.75, 1.0], [False, True, True, True], [2])
     )
-    assert re.findall(r'title="V = ([\d.]+)">([^<]*)<', html) == [("0.250", "3"), ("0.750", "↵"), ("1.000", "4")]
-    assert "<i>1+2=</i>" in html
+    assert re.findall(r'title="V = ([\d.]+)">([^<]*)<', html) == [("0.250", "3"), ("0.750", "↵")]
+    assert "<i>1+2=</i><b> V = 0.20</b>" in html  # the state before the first action is the prompt's
+    assert "<i>4</i>" in html
     assert html.count("V = 0.75</b>\n") == 1
 
 
 def test_tokens_are_escaped():
-    html = coloured_solution(solution(["</pre>", "<script>"], [0.0, 0.0], [True, True]))
+    html = coloured_solution(solution(["</pre>", "<script>", "1"], [0.0, 0.0, 0.0], [True, True, True]))
     assert "<script>" not in html
     assert html.count("</pre>") == 1
 
