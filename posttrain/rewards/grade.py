@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from decimal import Decimal
-from functools import lru_cache
+from functools import cache
 
 from posttrain.schema import Grade, Problem
 
@@ -88,7 +88,7 @@ def _grade_by_reasoning_gym(problem: Problem, answer: str) -> Grade:
     return Grade.CORRECT if score(answer, json.loads(problem.entry)) == 1.0 else Grade.WRONG
 
 
-@lru_cache(maxsize=None)
+@cache
 def _verifier(dataset: str) -> Callable[[str, dict], float]:
     """The data set's `score_answer`, if it is one that only compares."""
     try:
@@ -100,9 +100,10 @@ def _verifier(dataset: str) -> Callable[[str, dict], float]:
         raise ValueError(f"reasoning-gym has no data set {dataset!r}: is the problem from another version of it?")
     is_text_comparison = DATASETS[dataset][0].score_answer is ProceduralDataset.score_answer
     if not is_text_comparison and dataset not in NUMBER_VERIFIERS:
+        known = ", ".join(sorted(NUMBER_VERIFIERS))
         raise ValueError(
             f"the verifier of reasoning-gym's {dataset!r} may evaluate or parse model text, so it is not run. "
-            f"Take a data set with the default verifier, or one of {', '.join(sorted(NUMBER_VERIFIERS))}; after reading "
+            f"Take a data set with the default verifier, or one of {known}; after reading "
             "its score_answer, add it to NUMBER_VERIFIERS of posttrain/rewards/grade.py"
         )
     return reasoning_gym.get_score_answer_fn(dataset)

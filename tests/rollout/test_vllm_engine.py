@@ -13,7 +13,6 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from posttrain.rollout.engine import SamplingParams
 from posttrain.rollout.vllm_engine import VllmEngine, request_seed
 
 SCRIPT = Path(__file__).with_name("vllm_against_transformers.py")
