@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posttrain.rollout.engine import Sample, SamplingParams
+from posttrain.sampling import Sample, SamplingParams
 from posttrain.schema import FinishReason
 
 if TYPE_CHECKING:

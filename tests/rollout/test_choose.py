@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from posttrain.rollout.choose import choose_tokens, logp_of, uniform_stream
-from posttrain.rollout.engine import SamplingParams
+from posttrain.sampling import SamplingParams
 
 # Probabilities 0.4 0.3 0.15 0.1 0.05, out of order; log p as logits.
 P = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])

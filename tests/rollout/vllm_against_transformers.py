@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from posttrain.rollout.engine import SamplingEngine, SamplingParams
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.rollout.vllm_engine import VllmEngine
+from posttrain.sampling import SamplingEngine, SamplingParams
 
 PROMPTS = ["1+2=", "ab12", "9*9-", "3", "#### 12", "abcabc", "0000", "5-5+5"]
 CASES = {
