@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.rollout.choose import choose_tokens, logp_of, uniform_stream
-from posttrain.sampling import Sample, SamplingParams
 from posttrain.rollout.stop_strings import StopStrings
+from posttrain.sampling import Sample, SamplingParams
 from posttrain.schema import FinishReason
 
 # Dropping finished rows copies the cache of the rest, about the price of one step; so wait until an eighth is done.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from posttrain.sampling import Sample, SamplingParams
 from posttrain.rollout.transformers_engine import TransformersEngine
+from posttrain.sampling import Sample, SamplingParams
 from posttrain.schema import FinishReason
 
 SAMPLED = SamplingParams(max_new_tokens=24, temperature=1.0, seed=11)
