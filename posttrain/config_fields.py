@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from posttrain.coercion import is_bool, takes_many, type_name
+from posttrain.coercion import may_stand_alone, takes_many, type_name
 
 WIDTH = 100
 
@@ -114,7 +114,7 @@ def _section(title: str, fields: list[Field[Any]], hints: dict[str, Any]) -> str
 def _entry(field: Field[Any], hint: Any) -> str:
     form = type_name(hint) + (" ..." if takes_many(hint) else "")
     default = default_of(field)
-    head = f"  --{field.name} {f'[{form}]' if is_bool(hint) else form}"
+    head = f"  --{field.name} {f'[{form}]' if may_stand_alone(hint) else form}"
     if default is not MISSING:
         head += f"  (default: {'null' if default is None else plain(default)})"
     text = " ".join(str(field.metadata.get("help", "")).split())
