@@ -81,13 +81,13 @@ def takes_many(hint: Any) -> bool:
 
 
 def type_name(hint: Any) -> str:
-    """A type as a reader of help writes it: `float`, `list[str]`, `'soft'|'hard'`, `float|null`."""
+    """A type as a reader of help writes it: `float`, `list[str]`, `soft|hard`, `float|null`."""
     if hint is type(None):
         return "null"
     if is_union(hint):
         return "|".join(type_name(member) for member in get_args(hint))
     if get_origin(hint) is Literal:
-        return "|".join(repr(choice) for choice in get_args(hint))
+        return "|".join(str(choice) for choice in get_args(hint))
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "|".join(str(member.value) for member in hint)
     if get_args(hint):

@@ -51,7 +51,8 @@ def load_config(config_class: type[Config], argv: Sequence[str], *, prog: str, s
     given |= command_line.given
     absent = [name for name in required_fields(config_class) if name not in given]
     if absent:
-        raise ConfigError(f"{', '.join(absent)} must be given, as --{absent[0]} or in a YAML file; see {prog} --help")
+        names = ", ".join(absent)
+        raise ConfigError(f"{names} must be given, as flags (--{absent[0]} ...) or in a YAML file; see {prog} --help")
     config = config_class(**given)
     if command_line.is_dry_run:
         sys.stdout.write(config_yaml(config, given))

@@ -154,7 +154,7 @@ def test_wrong_type_names_key_value_and_expectation(tmp_path: Path, text: str, m
 
 
 def test_required_key_is_asked_for_by_name() -> None:
-    with pytest.raises(ConfigError, match="policy must be given, as --policy or in a YAML file"):
+    with pytest.raises(ConfigError, match=r"policy must be given, as flags \(--policy \.\.\.\) or"):
         load("--limit", "3")
 
 
