@@ -30,10 +30,28 @@ class Verb:
 
 VERBS = (
     Verb(
+        "sft",
+        "Fine-tune on demonstrations, or on the correct rows of a collection (rejection sampling).",
+        config="posttrain.training.sft:SftConfig",
+        function="posttrain.training.sft:train_sft",
+    ),
+    Verb(
         "oreo",
         "Train a policy and its value function on rows that carry rewards (offline, soft Bellman).",
         config="posttrain.training.oreo_config:OreoConfig",
         function="posttrain.training.oreo:train_oreo",
+    ),
+    Verb(
+        "dpo",
+        "Train the DPO baseline on pairs made from rows that carry rewards.",
+        config="posttrain.training.dpo:DpoBaselineConfig",
+        function="posttrain.training.dpo:train_dpo",
+    ),
+    Verb(
+        "collect",
+        "Sample and grade answers to problems, and write them as rows that carry rewards.",
+        config="posttrain.rollout.collect:CollectConfig",
+        function="posttrain.rollout.collect:collect",
     ),
     Verb(
         "data check",
