@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from posttrain import __version__
 from posttrain.data.encode import encode_prompt
-from posttrain.data.problems import PROMPT_TEMPLATES, PromptTemplate, chat_prompt, read_problems
+from posttrain.data.problems import TemplateName, named_template, read_problems
 from posttrain.models.policy import load_policy
 from posttrain.rewards.grade import grade
 from posttrain.rollout.row_file import RowFile
@@ -63,17 +62,13 @@ class CollectConfig:
     stop: tuple[str, ...] = _option("Strings that end an answer; they are kept in it.", ())
     seed: int = _option("Each answer draws from a stream of its own, set by this, the problem's id and its place.", 0)
     limit: int | None = _option("Take the first so many problems.", None, "problems")
-    template: Literal["plain", "bare", "chat"] = _option("How a question becomes a prompt.", "plain", "problems")
+    template: TemplateName = _option("How a question becomes a prompt.", "plain", "problems")
     instruction: str = _option("System message of the chat template.", "", "problems")
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "problems_per_chunk", "samples_per_problem"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, needs at least 1")
-        if self.instruction and self.template != "chat":
-            raise ValueError(
-                f"instruction is set, but template is {self.template!r}: only 'chat' has a system message"
-            )
 
     def sampling_params(self) -> SamplingParams:
         return SamplingParams(
@@ -95,7 +90,8 @@ def collect(config: CollectConfig) -> Path:
     """
     params = config.sampling_params()
     tokenizer = AutoTokenizer.from_pretrained(config.model)
-    problems = read_problems(config.problems, limit=config.limit, template=_template(config, tokenizer))
+    template = named_template(config.template, tokenizer, instruction=config.instruction)
+    problems = read_problems(config.problems, limit=config.limit, template=template)
     _require_distinct_ids(problems)
     run = {**_shown(config, but=_MAY_CHANGE), "model_sha256": _weights_sha256(Path(config.model))}
     tally = Tally()
@@ -177,12 +173,6 @@ def _row(problem: Problem, prompt: Sequence[int], sample: Sample, tokenizer: Pre
         behavior_logp=sample.logp,
         ref_logp=None,
     )
-
-
-def _template(config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:
-    if config.template == "chat":
-        return partial(chat_prompt, tokenizer=tokenizer, instruction=config.instruction)
-    return PROMPT_TEMPLATES[config.template]
 
 
 def _engine(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> SamplingEngine:
