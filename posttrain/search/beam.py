@@ -20,7 +20,7 @@ class BeamParams:
     def __post_init__(self) -> None:
         if min(self.width, self.expansions, self.max_steps) < 1:
             raise ValueError(
-                f"width is {self.width}, expansions {self.expansions}, max_steps {self.max_steps}: each needs 1 or more"
+                f"width {self.width}, expansions {self.expansions}, max_steps {self.max_steps}: each needs 1 or more"
             )
         if not self.sampling.stop:
             raise ValueError("a step-level search needs step delimiters: set sampling.stop, e.g. ('\\n',)")
