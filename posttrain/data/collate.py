@@ -1,0 +1,52 @@
+"""Encoded rows to one right-padded batch. The shift from token index to state index happens here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from posttrain.schema import EncodedTrajectory
+
+
+class StateLevel(StrEnum):
+    """On which states a loss is taken."""
+
+    TOKEN = "token"  # before each action token
+    STEP = "step"  # before the first action token of each step
+
+
+class EncodedDataset(Dataset[EncodedTrajectory]):
+    """Encoded rows behind torch's Dataset interface, in the order in which they were read."""
+
+    def __init__(self, rows: Sequence[EncodedTrajectory]) -> None:
+        self.rows = tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> EncodedTrajectory:
+        return self.rows[index]
+
+
+def collate(encoded: Sequence[EncodedTrajectory], *, pad_id: int, states: StateLevel) -> dict[str, Tensor]:
+    """The fields of a TokenBatch: state t holds what concerns the action ids[:, t + 1], taken after ids[:, : t + 1]."""
+    if not encoded:
+        raise ValueError("a batch needs at least one row, got none")
+    is_state_token = [row.is_action if states is StateLevel.TOKEN else row.is_step_start for row in encoded]
+    return {
+        "input_ids": _padded([row.input_ids for row in encoded], pad_id, torch.int64),
+        "is_token": _padded([(True,) * len(row.input_ids) for row in encoded], False, torch.bool),
+        "is_action": _padded([row.is_action for row in encoded], False, torch.bool)[:, 1:],
+        "is_state": _padded(is_state_token, False, torch.bool)[:, 1:],
+        "reward": _padded([row.reward for row in encoded], 0.0, torch.float32)[:, 1:],
+        "row_id": torch.tensor([row.row_id for row in encoded], dtype=torch.int64),
+    }
+
+
+def _padded(rows: Sequence[Sequence[int | bool | float]], fill: int | bool | float, dtype: torch.dtype) -> Tensor:
+    length = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows], dtype=dtype)

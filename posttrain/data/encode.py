@@ -1,0 +1,117 @@
+"""Rows to tokens and masks, one row at a time and still indexed by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.data.chat import Span, encode_conversation, template_messages
+from posttrain.data.fields import RowError
+from posttrain.data.steps import step_ends
+from posttrain.schema import EncodedTrajectory, FinishReason, Message, TrajectoryRow
+
+
+def encode_trajectory(
+    row: TrajectoryRow, tokenizer: PreTrainedTokenizerBase, row_id: int, *, step_delimiters: Sequence[str]
+) -> EncodedTrajectory:
+    """Tokens, actions, step starts and rewards of a row.
+
+    Recorded `input_ids` are used as they are. Otherwise prompt and completion are tokenised apart and joined, with EOS
+    only where the policy chose to stop; a conversation goes through the chat template. The terminal reward falls on
+    the last action, a step's reward on the last action before its end.
+
+    Raises RowError for a row without an action, with an action that has no token before it, or with ids that the
+    tokenizer does not have.
+    """
+    ids, spans = _tokens_and_spans(row, tokenizer)
+    if not spans:
+        raise RowError([f"{row.where}: completion: holds no token, expected at least one action"])
+    if spans[0][0] == 0:
+        raise RowError(
+            [f"{row.where}: prompt: holds no token, expected at least one (BOS counts) before the first action"]
+        )
+    is_action, is_step_start = [False] * len(ids), [False] * len(ids)
+    ends = step_ends(tokenizer, tuple(step_delimiters))
+    for start, end in spans:
+        is_action[start:end] = [True] * (end - start)
+        is_step_start[start:end] = ends.starts(ids[start:end])
+    return EncodedTrajectory(
+        row_id=row_id,
+        input_ids=tuple(ids),
+        is_action=tuple(is_action),
+        is_step_start=tuple(is_step_start),
+        reward=_reward_by_token(row, is_action),
+    )
+
+
+def encode_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids that the policy continues: the text with the tokenizer's own BOS, or the chat with an opened turn."""
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    messages = template_messages(prompt)
+    rendered = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+    return list(rendered["input_ids"])
+
+
+def total_reward(row: TrajectoryRow) -> float:
+    """Sum of the rewards along the row, in reward units."""
+    return sum(step.reward for step in row.step_rewards) if row.reward is None else row.reward
+
+
+def _tokens_and_spans(row: TrajectoryRow, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[Span]]:
+    if row.input_ids is not None:
+        _require_known_ids(row, tokenizer)
+        return list(row.input_ids), list(row.action_spans)
+    if row.completion is None:
+        if isinstance(row.prompt, str):
+            raise RowError([f"{row.where}: completion: is missing, expected text after a text prompt"])
+        _require_chat_template(row, tokenizer)
+        return encode_conversation(row.prompt, tokenizer, finish_reason=row.finish_reason, where=row.where)
+    if not isinstance(row.prompt, str):
+        _require_chat_template(row, tokenizer)
+    prompt_ids = encode_prompt(row.prompt, tokenizer)
+    completion_ids = list(tokenizer(row.completion, add_special_tokens=False)["input_ids"])
+    if row.finish_reason is FinishReason.STOP:
+        completion_ids.append(_eos(row, tokenizer))
+    span = (len(prompt_ids), len(prompt_ids) + len(completion_ids))
+    return prompt_ids + completion_ids, [span] if completion_ids else []
+
+
+def _reward_by_token(row: TrajectoryRow, is_action: Sequence[bool]) -> tuple[float, ...]:
+    reward = [0.0] * len(is_action)
+    if row.reward is not None:
+        reward[_last_action(is_action, len(is_action))] += row.reward
+    for step in row.step_rewards:
+        reward[_last_action(is_action, step.end)] += step.reward
+    return tuple(reward)
+
+
+def _last_action(is_action: Sequence[bool], end: int) -> int:
+    return max(index for index in range(min(end, len(is_action))) if is_action[index])
+
+
+def _require_known_ids(row: TrajectoryRow, tokenizer: PreTrainedTokenizerBase) -> None:
+    largest = max(row.input_ids or ())
+    if largest >= len(tokenizer):
+        raise RowError(
+            [
+                f"{row.where}: input_ids: got {largest}, expected ids below {len(tokenizer)}, the size of this tokenizer; "
+                "was the row recorded with another one?"
+            ]
+        )
+
+
+def _require_chat_template(row: TrajectoryRow, tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.chat_template:
+        raise RowError(
+            [f"{row.where}: prompt: is a conversation, but the tokenizer has no chat template; use text, or set one"]
+        )
+
+
+def _eos(row: TrajectoryRow, tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise RowError(
+            [f"{row.where}: finish_reason: is 'stop', but the tokenizer has no EOS token to end the answer with"]
+        )
+    return tokenizer.eos_token_id
