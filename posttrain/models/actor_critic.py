@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -32,11 +34,18 @@ class ActorCritic(nn.Module):
         self.reference = reference.requires_grad_(False)
         self.chunk_size = chunk_size
         self.config = policy.config  # engines and Trainer look for it here
+        # FSDP2 shards these layers one by one; without the names it would gather all three networks at once.
+        self._no_split_modules = sorted({*policy._no_split_modules, *value._no_split_modules})
 
     def train(self, mode: bool = True) -> ActorCritic:
         super().train(mode)
         self.reference.eval()
         return self
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute activations of policy and value in the backward pass; the reference keeps none."""
+        self.policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        self.value.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def forward(self, input_ids: Tensor, is_token: Tensor, is_action: Tensor) -> dict[str, Tensor]:
         """Tokens and masks of a TokenBatch in; logp, ref_logp, kl, entropy, value out, each [B, T] float32."""
