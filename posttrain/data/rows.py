@@ -82,7 +82,7 @@ def parse_completion(obj: object, where: str) -> CompletionRow:
     """Parse TRL's prompt/completion row: both text, or both lists of messages."""
     fields = Fields(obj, where)
     row = CompletionRow(where, fields.text_or_messages("prompt"), fields.text_or_messages("completion"))
-    _require_same_form(fields, ("prompt", "completion"), (row.prompt, row.completion))
+    require_same_form(fields, ("prompt", "completion"), (row.prompt, row.completion))
     fields.raise_faults()
     return row
 
@@ -92,7 +92,7 @@ def parse_preference(obj: object, where: str) -> PreferenceRow:
     fields = Fields(obj, where)
     columns = ("prompt", "chosen", "rejected")
     prompt, chosen, rejected = (fields.text_or_messages(name) for name in columns)
-    _require_same_form(fields, columns, (prompt, chosen, rejected))
+    require_same_form(fields, columns, (prompt, chosen, rejected))
     fields.raise_faults()
     return PreferenceRow(where, prompt, chosen, rejected)
 
@@ -263,7 +263,8 @@ def _require_actions(fields: Fields, row: TrajectoryRow) -> None:
         )
 
 
-def _require_same_form(fields: Fields, names: Sequence[str], values: Sequence[object]) -> None:
+def require_same_form(fields: Fields, names: Sequence[str], values: Sequence[object]) -> None:
+    """Note a fault unless the columns are all text or all messages."""
     if fields.is_sound(*names) and len({isinstance(value, str) for value in values}) > 1:
         forms = ", ".join(
             f"{n} is {'text' if isinstance(v, str) else 'messages'}" for n, v in zip(names, values, strict=True)
