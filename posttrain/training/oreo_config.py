@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
 
 from posttrain.data.collate import StateLevel
@@ -94,9 +96,19 @@ class OreoConfig(TrainingArguments):
     def __post_init__(self) -> None:
         # The `linear` schedule and others scale each group's own rate; this one is only what transformers reports.
         self.learning_rate = self.policy_learning_rate
+        self._choose_cpu_processes()
         super().__post_init__()
         self.level = StateLevel(self.level)
         self._check()
+
+    def _choose_cpu_processes(self) -> None:
+        """Without an accelerator, processes of a launcher talk over gloo; accelerate would leave them unconnected."""
+        if torch.accelerator.is_available() or "LOCAL_RANK" not in os.environ:
+            return
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+            self.ddp_backend = "gloo"  # with use_cpu accelerate would not start DeepSpeed
+        else:
+            self.use_cpu = True
 
     def _check(self) -> None:
         if self.beta <= 0:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -73,8 +74,7 @@ class ObjectiveTrainer(SafeCheckpointing):
             processing_class=processing_class,
             callbacks=callbacks,
         )
-        if self.accelerator.mixed_precision == "fp16":
-            raise ValueError("mixed_precision is fp16, which scales the loss; use bf16 or no")
+        _check_accelerator(self.accelerator)
         self._guard = FiniteGuard(Path(args.output_dir) / NON_FINITE_FOLDER, self.accelerator)
         self._averages = TermAverages()
         self._counts: Counts = {}
@@ -196,6 +196,16 @@ class ObjectiveTrainer(SafeCheckpointing):
 def _dormant(terms: Sequence[Term]) -> Tensor | float:
     """0, but connected to the networks of terms with coefficient 0: DDP waits for the gradient of every parameter."""
     return sum((0.0 * term.value.sum() for term in terms if term.coef == 0.0 and term.value.requires_grad), start=0.0)
+
+
+def _check_accelerator(accelerator: Accelerator) -> None:
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("mixed_precision is fp16, which scales the loss; use bf16 or no")
+    if accelerator.num_processes > 1 and accelerator.distributed_type == DistributedType.NO:
+        raise ValueError(
+            f"{accelerator.num_processes} processes were started, but nothing would average their gradients: "
+            "on a machine without GPU set use_cpu to true"
+        )
 
 
 def _check_arguments(args: TrainingArguments) -> None:

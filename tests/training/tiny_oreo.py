@@ -78,7 +78,6 @@ def tiny_config(policy: Path, output_dir: Path, **changes: Any) -> OreoConfig:
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
-        "use_cpu": True,
         "disable_tqdm": True,
         "seed": 7,
         "lr_scheduler_type": "constant",
