@@ -65,9 +65,9 @@ def _prefix_spans(
         if after[: len(before)] != before or whole[: len(after)] != after:
             raise RowError(
                 [
-                    f"{where}: prompt[{index}]: the chat template renders the earlier turns differently once this turn "
-                    "is there, so its tokens cannot be told apart; use a template with {% generation %} marks, or record "
-                    "input_ids with action_spans"
+                    f"{where}: prompt[{index}]: the chat template renders the earlier turns differently once this "
+                    "turn is there, so its tokens cannot be told apart; use a template with {% generation %} marks, "
+                    "or record input_ids with action_spans"
                 ]
             )
         end = _after_last(tokenizer.eos_token_id, after, len(before))

@@ -33,7 +33,7 @@ class EncodedDataset(Dataset[EncodedTrajectory]):
 
 
 def collate(encoded: Sequence[EncodedTrajectory], *, pad_id: int, states: StateLevel) -> dict[str, Tensor]:
-    """The fields of a TokenBatch: state t holds what concerns the action ids[:, t + 1], taken after ids[:, : t + 1]."""
+    """The fields of a TokenBatch: state t is the prefix ids[:, : t + 1], its action the token ids[:, t + 1]."""
     if not encoded:
         raise ValueError("a batch needs at least one row, got none")
     is_state_token = [row.is_action if states is StateLevel.TOKEN else row.is_step_start for row in encoded]

@@ -48,15 +48,11 @@ def encode_trajectory(
 def encode_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids that the policy continues: the text with the tokenizer's own BOS, or the chat with an opened turn."""
     if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
+        has_bos = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)  # a rendered chat
+        return list(tokenizer(prompt, add_special_tokens=not has_bos)["input_ids"])
     messages = template_messages(prompt)
     rendered = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
     return list(rendered["input_ids"])
-
-
-def total_reward(row: TrajectoryRow) -> float:
-    """Sum of the rewards along the row, in reward units."""
-    return sum(step.reward for step in row.step_rewards) if row.reward is None else row.reward
 
 
 def _tokens_and_spans(row: TrajectoryRow, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[Span]]:
@@ -96,8 +92,8 @@ def _require_known_ids(row: TrajectoryRow, tokenizer: PreTrainedTokenizerBase) -
     if largest >= len(tokenizer):
         raise RowError(
             [
-                f"{row.where}: input_ids: got {largest}, expected ids below {len(tokenizer)}, the size of this tokenizer; "
-                "was the row recorded with another one?"
+                f"{row.where}: input_ids: got {largest}, expected ids below {len(tokenizer)}, the tokenizer's size; "
+                "was the row recorded with another tokenizer?"
             ]
         )
 

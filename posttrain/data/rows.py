@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from posttrain.data.fields import Fields, RowError, are_plain_ints, is_finite_number
+from posttrain.data.fields import Fields, RowError, are_plain_ints, finite_floats, shown
 from posttrain.schema import (
     CompletionRow,
     FinishReason,
@@ -82,7 +82,7 @@ def parse_completion(obj: object, where: str) -> CompletionRow:
     """Parse TRL's prompt/completion row: both text, or both lists of messages."""
     fields = Fields(obj, where)
     row = CompletionRow(where, fields.text_or_messages("prompt"), fields.text_or_messages("completion"))
-    _require_same_form(fields, ("prompt", "completion"), (row.prompt, row.completion))
+    require_same_form(fields, ("prompt", "completion"), (row.prompt, row.completion))
     fields.raise_faults()
     return row
 
@@ -92,7 +92,7 @@ def parse_preference(obj: object, where: str) -> PreferenceRow:
     fields = Fields(obj, where)
     columns = ("prompt", "chosen", "rejected")
     prompt, chosen, rejected = (fields.text_or_messages(name) for name in columns)
-    _require_same_form(fields, columns, (prompt, chosen, rejected))
+    require_same_form(fields, columns, (prompt, chosen, rejected))
     fields.raise_faults()
     return PreferenceRow(where, prompt, chosen, rejected)
 
@@ -173,7 +173,7 @@ def _input_ids(fields: Fields) -> tuple[int, ...]:
         return ()
     if not are_plain_ints(ids) or min(ids) < 0:  # type: ignore[type-var]
         index = next(i for i, token in enumerate(ids) if type(token) is not int or token < 0)
-        fields.fault("input_ids", f"got {ids[index]!r:.40} at index {index}, expected integers of 0 or more")
+        fields.fault("input_ids", f"got {shown(ids[index])} at index {index}, expected integers of 0 or more")
         return ()
     return tuple(ids)  # type: ignore[arg-type]
 
@@ -191,7 +191,7 @@ def _action_spans(fields: Fields, *, n_tokens: int) -> tuple[tuple[int, int], ..
         is_pair = isinstance(span, list) and len(span) == 2 and are_plain_ints(span)
         if not is_pair or not previous_end <= span[0] < span[1] <= n_tokens:  # type: ignore[index,operator]
             needs = f"{previous_end} <= start < end <= {n_tokens}"
-            fields.fault("action_spans", f"got {span!r:.40} at index {index}, expected [start, end] with {needs}")
+            fields.fault("action_spans", f"got {shown(span)} at index {index}, expected [start, end] with {needs}")
             return ()
         previous_end = span[1]  # type: ignore[index]
     return tuple((span[0], span[1]) for span in items)  # type: ignore[index]
@@ -216,10 +216,10 @@ def _step_rewards(fields: Fields, spans: Sequence[tuple[int, int]]) -> tuple[Ste
 
 def _step_reward(fields: Fields, index: int, item: object, spans: Sequence[tuple[int, int]]) -> StepReward | None:
     is_step = isinstance(item, dict) and set(item) == {"start", "end", "reward"}
-    if not is_step or not are_plain_ints((item["start"], item["end"])) or not is_finite_number(item["reward"]):
+    if not is_step or not are_plain_ints((item["start"], item["end"])) or not finite_floats([item["reward"]]):
         fields.fault(
             "step_rewards",
-            f"got {item!r:.60} at index {index}, expected {{start, end, reward}}, two integers and a number",
+            f"got {shown(item)} at index {index}, expected {{start, end, reward}}, two integers and a number",
         )
         return None
     step = StepReward(item["start"], item["end"], float(item["reward"]))
@@ -242,13 +242,14 @@ def _logps(fields: Fields, name: str, n_actions: int) -> tuple[float, ...] | Non
     if len(values) != n_actions:
         fields.fault(name, f"got {len(values)} numbers, expected {n_actions}, one per action token")
         return None
-    if not all(is_finite_number(v) and v <= LOGP_SLACK for v in values):  # type: ignore[operator]
-        index = next(i for i, v in enumerate(values) if not (is_finite_number(v) and v <= LOGP_SLACK))  # type: ignore[operator]
+    logps = finite_floats(values)
+    if logps is None or max(logps) > LOGP_SLACK:
+        index = next(i for i, v in enumerate(values) if not (one := finite_floats([v])) or one[0] > LOGP_SLACK)
         fields.fault(
-            name, f"got {values[index]!r:.40} at index {index}, expected finite log-probabilities of at most 0 nats"
+            name, f"got {shown(values[index])} at index {index}, expected a finite log-probability of at most 0"
         )
         return None
-    return tuple(float(v) for v in values)  # type: ignore[arg-type]
+    return logps
 
 
 def _require_actions(fields: Fields, row: TrajectoryRow) -> None:
@@ -263,7 +264,8 @@ def _require_actions(fields: Fields, row: TrajectoryRow) -> None:
         )
 
 
-def _require_same_form(fields: Fields, names: Sequence[str], values: Sequence[object]) -> None:
+def require_same_form(fields: Fields, names: Sequence[str], values: Sequence[object]) -> None:
+    """Note a fault unless the columns are all text or all messages."""
     if fields.is_sound(*names) and len({isinstance(value, str) for value in values}) > 1:
         forms = ", ".join(
             f"{n} is {'text' if isinstance(v, str) else 'messages'}" for n, v in zip(names, values, strict=True)

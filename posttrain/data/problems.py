@@ -1,0 +1,113 @@
+"""Questions with gold answers: GSM8K, this library's own problem rows, and generated reasoning-gym problems."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.data.fields import Fields
+from posttrain.data.generated import GENERATED_PREFIX, generate_problems
+from posttrain.data.rows import parse_problem
+from posttrain.data.sources import LOCAL_FORMATS, OnBadRow, hub_parts, read_rows
+from posttrain.schema import CompletionRow, Problem
+
+PromptTemplate = Callable[[str], str]  # question -> the exact text that the policy continues
+
+DATA_FOLDER_VARIABLE = "POSTTRAIN_DATA"
+SIBLING_DATA_FOLDER = Path("../shared/data")
+
+CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
+FINAL_NUMBER = re.compile(r"####\s*(-?[\d,]*\.?\d+)\s*\Z")
+
+
+def plain_prompt(question: str) -> str:
+    """The default template: no chat markup, the answer starts after the last colon."""
+    return f"Question: {question}\nAnswer:"
+
+
+def bare_prompt(question: str) -> str:
+    """The question and a line break; for policies trained from scratch on such lines."""
+    return f"{question}\n"
+
+
+def chat_prompt(question: str, *, tokenizer: PreTrainedTokenizerBase, instruction: str) -> str:
+    """The question as a user turn after a system instruction (none if empty), rendered up to the assistant's turn."""
+    system = [{"role": "system", "content": instruction}] if instruction else []
+    messages = [*system, {"role": "user", "content": question}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+PROMPT_TEMPLATES: dict[str, PromptTemplate] = {"plain": plain_prompt, "bare": bare_prompt}
+
+
+def read_problems(source: str | Path, *, limit: int | None, template: PromptTemplate = plain_prompt) -> list[Problem]:
+    """The first `limit` problems (None: all) of a source.
+
+    A source is a JSONL or Parquet file or a Hub id, with GSM8K rows {question, answer} or problem rows; or
+    `reasoning_gym:<dataset>?size=..&seed=..`, generated on the spot. A file that is not there is looked for below the
+    folder in POSTTRAIN_DATA, then below ../shared/data. `template` is applied to questions; a problem row's prompt is
+    already the exact text. Raises RowsError.
+    """
+    if str(source).startswith(GENERATED_PREFIX):
+        problems = [replace(problem, prompt=template(problem.prompt)) for problem in generate_problems(str(source))]
+    else:
+        found = find_data(source)
+        parse = partial(_parse_problem_or_gsm8k, split=_split_name(str(found)), template=template)
+        problems = list(read_rows(found, parse, on_bad_row=OnBadRow.ERROR).rows)
+    return problems if limit is None else problems[:limit]
+
+
+def read_gsm8k_solutions(
+    source: str | Path, *, limit: int | None, template: PromptTemplate = plain_prompt
+) -> list[CompletionRow]:
+    """GSM8K's human solutions for supervised fine-tuning: calculator marks removed, `#### N` kept as the last line."""
+    parse = partial(_parse_gsm8k_solution, template=template)
+    rows = list(read_rows(find_data(source), parse, on_bad_row=OnBadRow.ERROR).rows)
+    return rows if limit is None else rows[:limit]
+
+
+def find_data(source: str | Path) -> str | Path:
+    """The source itself if it is a path that exists; else the same path below a data folder; else unchanged."""
+    named = os.environ.get(DATA_FOLDER_VARIABLE)
+    folders = [Path(), *([Path(named)] if named else []), SIBLING_DATA_FOLDER]
+    return next((folder / source for folder in folders if (folder / source).is_file()), source)
+
+
+def _split_name(source: str) -> str:
+    """ "train" of gsm8k/train.jsonl and of openai/gsm8k:main:train, so that both give the same task ids."""
+    if Path(source).suffix in LOCAL_FORMATS:
+        return Path(source).stem
+    return hub_parts(source).split
+
+
+def _parse_problem_or_gsm8k(obj: object, where: str, *, split: str, template: PromptTemplate) -> Problem:
+    if not (isinstance(obj, dict) and "question" in obj):
+        return parse_problem(obj, where)
+    fields = Fields(obj, where)
+    question, solution = fields.text("question"), fields.text("answer")
+    final = FINAL_NUMBER.search(solution)
+    if final is None and fields.is_sound("answer"):
+        fields.fault("answer", f"ends in {solution[-30:]!r}, expected a last line '#### <number>'")
+    fields.raise_faults()
+    return Problem(
+        where=where,
+        task_id=f"gsm8k/{split}/{where.rpartition(':')[2]}",
+        prompt=template(question),
+        answer=final[1].replace(",", "") if final else "",
+        grader="final_number",
+    )
+
+
+def _parse_gsm8k_solution(obj: object, where: str, *, template: PromptTemplate) -> CompletionRow:
+    fields = Fields(obj, where)
+    question, solution = fields.text("question"), fields.text("answer")
+    fields.raise_faults()
+    prompt = template(question)
+    gap = "" if prompt[-1:].isspace() else " "
+    return CompletionRow(where, prompt, gap + CALCULATOR_MARK.sub("", solution))
