@@ -32,7 +32,7 @@ class Fields:
 
     def __init__(self, obj: object, where: str) -> None:
         if not isinstance(obj, Mapping):
-            raise RowError([f"{where}: row: got {_shown(obj)}, expected a JSON object"])
+            raise RowError([f"{where}: row: got {shown(obj)}, expected a JSON object"])
         self.where = where
         self._values = {str(name): value for name, value in obj.items() if value is not None}
         self._faulty: set[str] = set()
@@ -71,9 +71,8 @@ class Fields:
 
     def number(self, name: str) -> float:
         value = self._required(name, "a finite number")
-        if is_finite_number(value):
-            return float(value)  # type: ignore[arg-type]
-        return self._mismatch(name, value, "a finite number", 0.0)
+        floats = finite_floats([value])
+        return floats[0] if floats else self._mismatch(name, value, "a finite number", 0.0)
 
     def flag(self, name: str) -> bool:
         value = self._required(name, "true or false")
@@ -107,15 +106,15 @@ class Fields:
 
     def _message(self, place: str, name: str, item: object) -> Message | None:
         if not isinstance(item, Mapping):
-            return self._item_fault(place, name, f"got {_shown(item)}, expected {{role, content}}")
+            return self._item_fault(place, name, f"got {shown(item)}, expected {{role, content}}")
         extra = sorted(str(key) for key, value in item.items() if key not in ("role", "content") and value is not None)
         if extra:
-            return self._item_fault(place, name, f"got the extra keys {_shown(extra)}, expected only role and content")
+            return self._item_fault(place, name, f"got the extra keys {shown(extra)}, expected only role and content")
         role, content = item.get("role"), item.get("content")
         if role not in ROLES:
-            return self._item_fault(f"{place}.role", name, f"got {_shown(role)}, expected one of {', '.join(ROLES)}")
+            return self._item_fault(f"{place}.role", name, f"got {shown(role)}, expected one of {', '.join(ROLES)}")
         if not isinstance(content, str):
-            return self._item_fault(f"{place}.content", name, f"got {_shown(content)}, expected text")
+            return self._item_fault(f"{place}.content", name, f"got {shown(content)}, expected text")
         return Message(role=role, content=self._encodable(name, content))
 
     def _item_fault(self, place: str, name: str, message: str) -> None:
@@ -140,18 +139,19 @@ class Fields:
 
     def _mismatch(self, name: str, value: object, expected: str, empty: _T) -> _T:
         if name not in self._faulty:
-            self.fault(name, f"got {_shown(value)}, expected {expected}")
+            self.fault(name, f"got {shown(value)}, expected {expected}")
         return empty
 
 
-def is_finite_number(value: object) -> bool:
-    """A JSON number (true and false are not) that a float holds."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
+def finite_floats(values: Sequence[object]) -> tuple[float, ...] | None:
+    """The numbers as floats, or None unless all are finite numbers; one pass, since rows hold one per token."""
+    if not {type(value) for value in values} <= {int, float}:
+        return None
     try:
-        return math.isfinite(value)
+        floats = tuple(map(float, values))  # type: ignore[arg-type]
     except OverflowError:  # an integer beyond 1.8e308
-        return False
+        return None
+    return floats if all(map(math.isfinite, floats)) else None
 
 
 def are_plain_ints(values: Iterable[object]) -> bool:
@@ -159,7 +159,7 @@ def are_plain_ints(values: Iterable[object]) -> bool:
     return {type(value) for value in values} <= {int}
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A short form of any JSON value with its JSON type."""
     names = {str: "text", bool: "a boolean", int: "an integer", float: "a number", list: "a list", dict: "an object"}
     return f"{reprlib.repr(value)} ({names.get(type(value), type(value).__name__)})" if value is not None else "null"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from posttrain.data.fields import Fields, RowError, are_plain_ints, is_finite_number
+from posttrain.data.fields import Fields, RowError, are_plain_ints, finite_floats, shown
 from posttrain.schema import (
     CompletionRow,
     FinishReason,
@@ -173,7 +173,7 @@ def _input_ids(fields: Fields) -> tuple[int, ...]:
         return ()
     if not are_plain_ints(ids) or min(ids) < 0:  # type: ignore[type-var]
         index = next(i for i, token in enumerate(ids) if type(token) is not int or token < 0)
-        fields.fault("input_ids", f"got {ids[index]!r:.40} at index {index}, expected integers of 0 or more")
+        fields.fault("input_ids", f"got {shown(ids[index])} at index {index}, expected integers of 0 or more")
         return ()
     return tuple(ids)  # type: ignore[arg-type]
 
@@ -191,7 +191,7 @@ def _action_spans(fields: Fields, *, n_tokens: int) -> tuple[tuple[int, int], ..
         is_pair = isinstance(span, list) and len(span) == 2 and are_plain_ints(span)
         if not is_pair or not previous_end <= span[0] < span[1] <= n_tokens:  # type: ignore[index,operator]
             needs = f"{previous_end} <= start < end <= {n_tokens}"
-            fields.fault("action_spans", f"got {span!r:.40} at index {index}, expected [start, end] with {needs}")
+            fields.fault("action_spans", f"got {shown(span)} at index {index}, expected [start, end] with {needs}")
             return ()
         previous_end = span[1]  # type: ignore[index]
     return tuple((span[0], span[1]) for span in items)  # type: ignore[index]
@@ -216,10 +216,10 @@ def _step_rewards(fields: Fields, spans: Sequence[tuple[int, int]]) -> tuple[Ste
 
 def _step_reward(fields: Fields, index: int, item: object, spans: Sequence[tuple[int, int]]) -> StepReward | None:
     is_step = isinstance(item, dict) and set(item) == {"start", "end", "reward"}
-    if not is_step or not are_plain_ints((item["start"], item["end"])) or not is_finite_number(item["reward"]):
+    if not is_step or not are_plain_ints((item["start"], item["end"])) or not finite_floats([item["reward"]]):
         fields.fault(
             "step_rewards",
-            f"got {item!r:.60} at index {index}, expected {{start, end, reward}}, two integers and a number",
+            f"got {shown(item)} at index {index}, expected {{start, end, reward}}, two integers and a number",
         )
         return None
     step = StepReward(item["start"], item["end"], float(item["reward"]))
@@ -242,13 +242,14 @@ def _logps(fields: Fields, name: str, n_actions: int) -> tuple[float, ...] | Non
     if len(values) != n_actions:
         fields.fault(name, f"got {len(values)} numbers, expected {n_actions}, one per action token")
         return None
-    if not all(is_finite_number(v) and v <= LOGP_SLACK for v in values):  # type: ignore[operator]
-        index = next(i for i, v in enumerate(values) if not (is_finite_number(v) and v <= LOGP_SLACK))  # type: ignore[operator]
+    logps = finite_floats(values)
+    if logps is None or max(logps) > LOGP_SLACK:
+        index = next(i for i, v in enumerate(values) if not (one := finite_floats([v])) or one[0] > LOGP_SLACK)
         fields.fault(
-            name, f"got {values[index]!r:.40} at index {index}, expected finite log-probabilities of at most 0 nats"
+            name, f"got {shown(values[index])} at index {index}, expected a finite log-probability of at most 0"
         )
         return None
-    return tuple(float(v) for v in values)  # type: ignore[arg-type]
+    return logps
 
 
 def _require_actions(fields: Fields, row: TrajectoryRow) -> None:

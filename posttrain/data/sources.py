@@ -78,7 +78,7 @@ def read_rows(source: str | Path, parse: Callable[[object, str], RowT], *, on_ba
     if n_read == 0:
         raise RowsError(f"{source}: holds no row, expected at least one")
     if n_bad and (on_bad_row is OnBadRow.ERROR or not rows):
-        way_out = "; mend them, or skip them with --on-bad-row skip" if rows else ""
+        way_out = "; mend them, or skip them with --on_bad_row skip" if rows else ""
         raise faults_error(str(source), faults, n_bad=n_bad, n_read=n_read, way_out=way_out)
     return Rows(str(source), tuple(rows), n_read, n_bad, digest.hexdigest())
 
@@ -141,7 +141,7 @@ def _json_value(line: bytes, where: str) -> object:
     except UnicodeDecodeError as error:
         raise RowError([f"{where}: line: byte {error.start} is not UTF-8, expected UTF-8 text"]) from error
     except json.JSONDecodeError as error:
-        fault = f"is no JSON ({error.msg} at column {error.colno}), expected one object per line"
+        fault = f"is no JSON ({error.msg}, column {error.colno}), expected one object per line"
         raise RowError([f"{where}: line: {fault}"]) from error
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits; thousands of brackets
         fault = "holds a number too long or brackets too deep to read, expected a plain row"

@@ -137,19 +137,24 @@ def rotate_checkpoints(run_dir: Path, *, newest: Path, keep: int, protected: Ite
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Delete a checkpoint, its marker first: a deletion that is cut short leaves a partial one, never a false whole."""
+    """Delete a checkpoint, its marker first: a deletion that is cut short leaves a folder that counts as partial."""
     (folder / MARKER).unlink(missing_ok=True)
     _flush(folder)
     shutil.rmtree(folder)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON; floats survive bit for bit. Raises TypeError naming the file for other types."""
+    """Write `content` as JSON, all of it or nothing; floats survive bit for bit.
+
+    Raises TypeError naming the file when `content` holds a type that JSON has not.
+    """
     try:
         text = json.dumps(content, indent=1)
     except TypeError as error:
         raise TypeError(f"{path.name}: {error}; state is stored as safetensors and JSON only") from error
-    path.write_text(text + "\n")
+    unfinished = path.with_name(f".{path.name}.partial")
+    unfinished.write_text(text + "\n")
+    unfinished.replace(path)
 
 
 def file_sha256(path: Path) -> str:

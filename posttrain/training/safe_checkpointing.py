@@ -75,12 +75,18 @@ class SafeCheckpointing(Trainer):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         model.save_pretrained(folder, state_dict=state_dict)
 
-    def progress(self) -> dict[str, float]:
-        """What this rank has summed up since the last log; without it the first log after a resume would differ."""
+    def progress(self) -> dict[str, Any]:
+        """What this rank has summed up since the last log, as JSON types.
+
+        Without it the first log after a resume would differ from the unbroken run's.
+        """
         return {"loss_since_log": self._tr_loss.item(), "last_logged_step": self._globalstep_last_logged}
 
-    def restore_progress(self, progress: dict[str, float]) -> None:
-        """Take up what `progress` returned; called once after a resume, before the first step."""
+    def restore_progress(self, progress: dict[str, Any]) -> None:
+        """Take up what `progress` returned; called once after a resume, before the first training step.
+
+        The batches of that step may have been fetched already, so add to what `get_batch_samples` has summed up.
+        """
         self._tr_loss = torch.full_like(self._tr_loss, progress["loss_since_log"])
         self._globalstep_last_logged = int(progress["last_logged_step"])
 
@@ -105,7 +111,8 @@ class SafeCheckpointing(Trainer):
             logger.warning("No complete checkpoint in %s: starting from step 0", self.args.output_dir)
             return None
         raise ValueError(
-            f"no complete checkpoint in {self.args.output_dir}; to start afresh when there is none, resume from '{LATEST}'"
+            f"no complete checkpoint in {self.args.output_dir}: is this the run's folder? "
+            f"Resume from '{LATEST}' to start afresh when there is none"
         )
 
     # Writing

@@ -57,19 +57,20 @@ def load_optimizer(folder: Path, optimizer: Optimizer, named_parameters: NamedPa
     """
     names = {parameter: name for name, parameter in named_parameters}
     saved = json.loads((folder / OPTIMIZER_GROUPS).read_text())
-    _check_groups(folder, saved["groups"], [[names[p] for p in group["params"]] for group in optimizer.param_groups])
+    groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+    _check_groups(folder, saved["groups"], groups)
     state: dict[str, dict[str, Any]] = {name: dict(scalars) for name, scalars in saved["scalars"].items()}
     for tensor_name, tensor in load_file(folder / OPTIMIZER_TENSORS).items():
         key, name = tensor_name.split("/", 1)
         state.setdefault(name, {})[key] = tensor
-    order = [name for group in saved["groups"] for name in group["parameters"]]
-    position = {name: index for index, name in enumerate(order)}
+    # torch identifies parameters by their position in the optimiser at hand.
+    position = {name: index for index, name in enumerate(name for names_of_group in groups for name in names_of_group)}
     optimizer.load_state_dict(
         {
             "state": {position[name]: entries for name, entries in state.items()},
             "param_groups": [
-                {"params": [position[name] for name in group["parameters"]], **_options(group["options"], current)}
-                for group, current in zip(saved["groups"], optimizer.param_groups, strict=True)
+                {"params": [position[name] for name in group], **_options(was["options"], current)}
+                for group, was, current in zip(groups, saved["groups"], optimizer.param_groups, strict=True)
             ],
         }
     )

@@ -21,6 +21,8 @@ MARKED_TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
+WIDE_IDS = {text: 108 + index for index, text in enumerate(("b\nc", "x. y", ". "))}  # 8 specials and 100 printables
+
 
 def build_char_tokenizer(extra_tokens: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
     """One token per printable ASCII character, ids in the order SPECIALS, string.printable, extra_tokens."""
@@ -53,3 +55,9 @@ def marked_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = build_char_tokenizer()
     tokenizer.chat_template = MARKED_TEMPLATE
     return tokenizer
+
+
+@pytest.fixture
+def wide_tokenizer() -> PreTrainedTokenizerFast:
+    """The same tokens and, from WIDE_IDS on, some of several characters, which only recorded rows hold."""
+    return build_char_tokenizer(tuple(WIDE_IDS))
