@@ -34,7 +34,7 @@ def score_tokens(
     with N times the vocabulary. Reductions run in float32 (float64 stays float64).
     """
     chunks = [
-        checkpoint(_score_chunk, h, head, ref_h, ref_head, ids, use_reentrant=False)
+        checkpoint(_score_chunk, h, head, ref_h, ref_head, ids, use_reentrant=False, preserve_rng_state=False)
         for h, ref_h, ids in zip(
             hidden.split(chunk_size), ref_hidden.split(chunk_size), chosen.split(chunk_size), strict=True
         )
