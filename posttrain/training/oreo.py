@@ -10,21 +10,73 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
-from transformers import TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
+from posttrain.data.audit import Audit, prepare
 from posttrain.data.collate import EncodedDataset, StateLevel, collate
+from posttrain.data.rows import parse_trajectory
+from posttrain.data.sources import read_rows
 from posttrain.losses import Objective, Term, effective_temperature, oreo_step, oreo_token
 from posttrain.models.actor_critic import ActorCritic, token_values
 from posttrain.models.policy import load_policy
 from posttrain.models.value import load_value_model, value_model_from_policy
 from posttrain.schema import EncodedTrajectory, TokenBatch, TokenValues
-from posttrain.training.oreo_config import OreoConfig
+from posttrain.training.metrics import MetricsFile
 from posttrain.training.optimizer import Network
+from posttrain.training.oreo_config import OreoConfig
+from posttrain.training.provenance import write_run_card
 from posttrain.training.trainer import ObjectiveTrainer
 
 POLICY_TERMS = ("policy", "kl_ref")  # the terms of OREO that move the policy
 OBJECTIVES = {StateLevel.TOKEN: oreo_token, StateLevel.STEP: oreo_step}
+
+
+def train_oreo(config: OreoConfig) -> Path:
+    """Run OREO as the config says; the returned run folder holds `policy/` and `value/` as Hugging Face folders.
+
+    Prints what became of the rows before anything is loaded. Raises RowsError for data that cannot be used and
+    NonFiniteError when a loss or gradient is NaN or Inf.
+    """
+    run_dir = Path(config.output_dir)
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    encoded, audits = read_trajectories(config, tokenizer)
+    if config.process_index == 0:
+        for audit in audits:
+            print(audit.table())
+        print(f"effective temperature {effective_temperature(beta=config.beta, alpha=config.alpha):.4g} nats per reward")
+        write_run_card(run_dir, config.to_dict(), {audit.source: audit.sha256 for audit in audits})
+    trainer = build_trainer(config, load_networks(config), encoded, tokenizer)
+    trainer.add_callback(MetricsFile())
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model()
+    return run_dir
+
+
+def read_trajectories(
+    config: OreoConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[EncodedTrajectory], list[Audit]]:
+    """The rows of all sources in order, numbered through, and the account of each source."""
+    encoded: list[EncodedTrajectory] = []
+    audits: list[Audit] = []
+    for source in config.train_data:
+        prepared = prepare(
+            read_rows(source, parse_trajectory, on_bad_row=config.on_bad_row),
+            tokenizer,
+            max_length=config.max_length,
+            step_delimiters=config.step_delimiters,
+            max_dropped_fraction=config.max_dropped_fraction,
+        )
+        n_before = sum(audit.n_read - audit.n_bad for audit in audits)
+        encoded += [dataclasses.replace(row, row_id=n_before + row.row_id) for row in prepared.encoded]
+        audits.append(prepared.audit)
+    return encoded, audits
 
 
 class ValueWarmup(TrainerCallback):

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from posttrain.data.collate import StateLevel
+from posttrain.data.sources import OnBadRow
 from posttrain.losses.oreo import REWARD_MAP
 
 
@@ -35,10 +36,10 @@ class OreoConfig(TrainingArguments):
         metadata={"help": "Dtype of the weights as loaded. With bf16=true keep float32 here.", "group": "models"},
     )
     train_data: list[str] = field(
-        metadata={"help": "Trajectory rows: JSONL or Parquet files, folders or Hub ids.", "group": "data"},
+        metadata={"help": "Trajectory rows: .jsonl or .parquet files, or Hub ids owner/name:config:split.", "group": "data"},
     )
-    on_bad_row: Literal["error", "skip"] = field(
-        default="error", metadata={"help": "What a row that cannot be read does: stop, or be counted.", "group": "data"}
+    on_bad_row: OnBadRow = field(
+        default=OnBadRow.ERROR, metadata={"help": "What a row that cannot be read does: stop, or be counted.", "group": "data"}
     )
     max_length: int = field(
         default=2048, metadata={"help": "Longest row in tokens, prompt included; longer ones drop.", "group": "data"}
@@ -99,6 +100,7 @@ class OreoConfig(TrainingArguments):
         self._choose_cpu_processes()
         super().__post_init__()
         self.level = StateLevel(self.level)
+        self.on_bad_row = OnBadRow(self.on_bad_row)
         self._check()
 
     def _choose_cpu_processes(self) -> None:
