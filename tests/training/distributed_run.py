@@ -1,7 +1,7 @@
 """One process of a distributed training run; test_distributed.py starts it through `accelerate launch`.
 
-    accelerate launch --config_file launch/accelerate/<x>.yaml -m tests.training.distributed_run POLICY OUT BATCH_SIZE \
-        [POISONED_ROW]
+    accelerate launch --config_file launch/accelerate/<x>.yaml \
+        -m tests.training.distributed_run POLICY OUT BATCH_SIZE [POISONED_ROW]
 
 Writes OUT/result.json with what each step logged, and OUT/rows-<rank>.json with the row ids of each micro-batch.
 """
@@ -76,7 +76,7 @@ def _record_rows(trainer: ObjectiveTrainer, rows: list[list[int]]) -> None:
 
 
 def _let_accelerate_shard_on_cpu() -> None:
-    """accelerate prepares FSDP only for the device types it lists, all of them GPUs; torch shards over gloo as well."""
+    """accelerate prepares FSDP for a list of device types, all of them GPUs; torch shards over gloo as well."""
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 

@@ -120,7 +120,9 @@ def test_two_processes_end_with_the_weights_of_one(two_processes: Run, one_proce
     there = load_file(one_process.folder / network / "model.safetensors")
     assert here.keys() == there.keys()
     for name, weight in there.items():
-        torch.testing.assert_close(here[name], weight, rtol=0, atol=WEIGHTS_ATOL, msg=lambda text, name=name: name + text)
+        torch.testing.assert_close(
+            here[name], weight, rtol=0, atol=WEIGHTS_ATOL, msg=lambda text, name=name: name + text
+        )
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])

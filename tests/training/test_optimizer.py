@@ -10,8 +10,8 @@ from torch import nn
 
 from posttrain.training.optimizer import (
     AdamWSettings,
-    Gradients,
     Network,
+    TensorGradients,
     build_optimizer,
     clip_scale,
     network_parameters,
@@ -47,11 +47,11 @@ def test_groups_carry_rate_and_decay_of_their_network(pair: nn.ModuleDict) -> No
 
 def test_norms_are_taken_per_network(pair: nn.ModuleDict) -> None:
     # sqrt(9 + 16) = 5 and sqrt(1 + 4 + 4) = 3
-    assert Gradients(network_parameters(pair, NETWORKS)).norms() == {"policy": 5.0, "value": 3.0}
+    assert TensorGradients(network_parameters(pair, NETWORKS)).norms() == {"policy": 5.0, "value": 3.0}
 
 
 def test_scaling_one_network_leaves_the_other_alone(pair: nn.ModuleDict) -> None:
-    gradients = Gradients(network_parameters(pair, NETWORKS))
+    gradients = TensorGradients(network_parameters(pair, NETWORKS))
     gradients.scale("policy", clip_scale(5.0, 1.0))
     torch.testing.assert_close(pair.policy.weight.grad, torch.tensor([[0.6, 0.8]]))
     torch.testing.assert_close(pair.value.weight.grad, torch.tensor([[1.0, 2.0]]))

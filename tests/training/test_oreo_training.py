@@ -58,7 +58,7 @@ def test_the_policy_rests_while_the_value_warms_up(policy_folder: Path, tmp_path
 
 
 def test_weight_decay_with_value_warmup_is_refused(policy_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="weight_decay 0.1 would shrink the policy"):
+    with pytest.raises(ValueError, match=r"weight_decay 0\.1 would shrink the policy"):
         tiny_config(policy_folder, tmp_path, value_warmup_steps=2, weight_decay=0.1)
 
 

@@ -14,8 +14,8 @@ from transformers import TrainingArguments
 
 from posttrain.data.collate import StateLevel, collate
 from posttrain.losses import oreo_token
-from posttrain.schema import TokenBatch
 from posttrain.models.actor_critic import token_values
+from posttrain.schema import TokenBatch
 from posttrain.training.oreo import load_networks
 from posttrain.training.trainer import ObjectiveTrainer
 from tests.training.tiny_oreo import step_logs, tiny_config, tiny_trainer, trajectories
@@ -130,9 +130,21 @@ def test_gradient_checkpointing_changes_no_loss(policy_folder: Path, tmp_path: P
     assert [log["loss"] for log in step_logs(recomputed)] == [log["loss"] for log in step_logs(plain)]
 
 
+def test_a_resumed_run_ends_with_the_same_weights_and_logs(policy_folder: Path, tmp_path: Path) -> None:
+    # One log over steps 1 to 4, a checkpoint in the middle of it: sums of terms travel with the checkpoint.
+    settings = {"max_steps": 4, "logging_steps": 4, "save_strategy": "steps", "save_steps": 3}
+    unbroken = trained(policy_folder, tmp_path / "run", n_rows=10, **settings)
+    resumed = tiny_trainer(tiny_config(policy_folder, tmp_path / "run", **settings), trajectories(10))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    for name, weight in weights(unbroken).items():
+        assert torch.equal(weights(resumed)[name], weight), name
+    [here], [there] = step_logs(resumed), step_logs(unbroken)
+    assert here == there
+
+
 def test_a_joint_clip_norm_is_refused(policy_folder: Path, tmp_path: Path) -> None:
     config = tiny_config(policy_folder, tmp_path, max_grad_norm=1.0)
-    with pytest.raises(ValueError, match="max_grad_norm is 1.0, but each network is clipped on its own"):
+    with pytest.raises(ValueError, match=r"max_grad_norm is 1\.0, but each network is clipped on its own"):
         tiny_trainer(config, trajectories(4))
 
 
