@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,11 +32,21 @@ class ActorCritic(nn.Module):
         self.reference = reference.requires_grad_(False).eval()
         self.chunk_size = chunk_size
         self.config = policy.config  # engines and Trainer look for it here
+        # FSDP2 shards these layers one by one; without the names it would gather all three networks at once.
+        self._no_split_modules = sorted({*policy._no_split_modules, *value._no_split_modules})
 
     def train(self, mode: bool = True) -> ActorCritic:
         super().train(mode)
         self.reference.eval()
         return self
+
+    def gradient_checkpointing_enable(self, **settings: Any) -> None:
+        """Recompute activations of policy and value in the backward pass; the reference keeps none.
+
+        Trainer calls this; which settings it passes differs between versions of transformers, so all of them go on.
+        """
+        self.policy.gradient_checkpointing_enable(**settings)
+        self.value.gradient_checkpointing_enable(**settings)
 
     def forward(self, input_ids: Tensor, is_token: Tensor, is_action: Tensor) -> dict[str, Tensor]:
         """Tokens and masks of a TokenBatch in; logp, ref_logp, kl, entropy, value out, each [B, T] float32.
@@ -51,6 +64,7 @@ class ActorCritic(nn.Module):
             self.reference.get_output_embeddings(),
             input_ids[:, 1:][is_action],
             chunk_size=self.chunk_size,
+            n_chunks=_most_chunks(is_action, self.chunk_size),
         )
         value = values_at_every_position(self.value, input_ids, is_token)[:, :-1]
         return {
@@ -87,6 +101,14 @@ def _require_right_padding(is_token: Tensor) -> None:
 def _last_hidden(model: PreTrainedModel, input_ids: Tensor, is_token: Tensor) -> Tensor:
     trunk = getattr(model, model.base_model_prefix)
     return trunk(input_ids=input_ids, attention_mask=is_token.long(), use_cache=False).last_hidden_state
+
+
+def _most_chunks(is_action: Tensor, chunk_size: int) -> int:
+    """Chunks that the rank with the most actions needs; all ranks run the same step, so all of them ask."""
+    n_chunks = (is_action.sum() + chunk_size - 1) // chunk_size
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(n_chunks, op=dist.ReduceOp.MAX)
+    return int(n_chunks.item())
 
 
 def _scatter(scored: Tensor, is_action: Tensor) -> Tensor:

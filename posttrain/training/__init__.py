@@ -1,0 +1,1 @@
+"""Training: the trainers, crash-safe checkpoints, run records and metrics."""

@@ -1,0 +1,102 @@
+"""A run that is killed and resumed is the unbroken run, bit for bit, on CPU."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from posttrain.training.checkpoint import latest_complete_checkpoint, list_checkpoints, verify_checkpoint
+from posttrain.training.metrics import METRICS, read_metrics
+
+REPOSITORY = Path(__file__).parents[2]
+RUN = Path(__file__).with_name("resume_run.py")
+N_STEPS, SAVE_STEPS = 80, 7  # as in resume_run.py: saves at 7, 14, ..., 77, 80
+TIMING = ("time", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("unbroken")
+    assert _start(run_dir).wait() == 0
+    return run_dir
+
+
+@pytest.mark.parametrize("trial", range(5))
+def test_run_equals_unbroken_run_after_kill_at_a_random_step(unbroken: Path, tmp_path: Path, trial: int) -> None:
+    step = random.Random(trial).randint(SAVE_STEPS + 1, N_STEPS - 10)
+    _kill_after_step(tmp_path, step)
+    assert _start(tmp_path).wait() == 0
+    _assert_same_run(tmp_path, unbroken)
+
+
+@pytest.mark.parametrize("file", ["/progress_0.json", "/COMPLETE"])
+def test_run_equals_unbroken_run_after_kill_amid_a_checkpoint(unbroken: Path, tmp_path: Path, file: str) -> None:
+    assert _start(tmp_path, f"checkpoint-{3 * SAVE_STEPS}{file}").wait() == -signal.SIGKILL
+    # The third save was cut: at best its folder has its name but no marker, so the second one is the newest whole.
+    assert latest_complete_checkpoint(tmp_path) == tmp_path / f"checkpoint-{2 * SAVE_STEPS}"
+    assert _start(tmp_path).wait() == 0
+    _assert_same_run(tmp_path, unbroken)
+
+
+def test_run_equals_unbroken_run_when_newest_checkpoint_is_damaged(unbroken: Path, tmp_path: Path) -> None:
+    _kill_after_step(tmp_path, 4 * SAVE_STEPS)
+    newest = latest_complete_checkpoint(tmp_path)
+    assert newest is not None
+    weights = newest / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit, in the middle of the tensors
+    weights.write_bytes(content)
+    assert _start(tmp_path).wait() == 0
+    _assert_same_run(tmp_path, unbroken)
+
+
+def test_run_holds_no_pickle_when_it_has_ended(unbroken: Path) -> None:
+    endings = {path.suffix for path in unbroken.rglob("*") if path.is_file()}
+    assert endings == {".safetensors", ".json", ".jsonl", ""}  # "" is the marker COMPLETE
+
+
+def test_two_newest_checkpoints_stay_when_the_limit_is_two(unbroken: Path) -> None:
+    assert [path.name for path in list_checkpoints(unbroken)] == ["checkpoint-77", "checkpoint-80"]
+
+
+def _start(run_dir: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with run_dir.with_suffix(".log").open("a") as log:  # beside the run: to be read when a test fails
+        return subprocess.Popen(
+            [sys.executable, str(RUN), str(run_dir), *arguments], env=environment, stdout=log, stderr=log
+        )
+
+
+def _kill_after_step(run_dir: Path, step: int) -> None:
+    """SIGKILL from outside, at whatever the process is doing once it has logged `step`."""
+    process = _start(run_dir)
+    while process.poll() is None:
+        if (run_dir / METRICS).exists() and any(row["step"] >= step for row in read_metrics(run_dir / METRICS)):
+            process.kill()
+            break
+        time.sleep(0.002)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+
+
+def _assert_same_run(resumed: Path, unbroken: Path) -> None:
+    assert _history(resumed) == _history(unbroken)
+    last = f"checkpoint-{N_STEPS}"
+    verify_checkpoint(resumed / last)
+    for name in ("model.safetensors", f"{last}/model.safetensors", f"{last}/optimizer.safetensors"):
+        assert (resumed / name).read_bytes() == (unbroken / name).read_bytes(), name
+    rng = f"{last}/rng_state_0.json"
+    assert (resumed / rng).read_text() == (unbroken / rng).read_text()
+
+
+def _history(run_dir: Path) -> list[dict[str, float]]:
+    rows = read_metrics(run_dir / METRICS)
+    return [{name: value for name, value in row.items() if name not in TIMING} for row in rows]
