@@ -37,7 +37,9 @@ def total(terms: Sequence[Term], counts: Counts) -> Tensor:
     weighted = [term.coef * term.value.sum() / _count(term, counts) for term in terms if term.coef != 0.0]
     if not weighted:
         names = ", ".join(term.name for term in terms) or "none"
-        raise ValueError(f"no term carries a gradient (terms: {names}; all have coef 0): is the objective a set of metrics?")
+        raise ValueError(
+            f"no term carries a gradient (terms: {names}; all have coef 0): is the objective a set of metrics?"
+        )
     return torch.stack(weighted).sum()
 
 

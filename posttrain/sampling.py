@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,10 +24,16 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}, needs at least 1")
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}, needs 0 (greedy) or more")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}, needs 0 (greedy) or a finite number above")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed is {self.seed}, needs an unsigned 64-bit number")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}, needs a number in (0, 1]")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}, needs 0 (the whole vocabulary) or more")
+        if isinstance(self.stop, str) or "" in self.stop:
+            raise ValueError(f"stop is {self.stop!r}, needs a tuple of non-empty strings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,18 @@ class Sample:
 
 
 class SamplingEngine(Protocol):
-    def sample(self, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int) -> list[list[Sample]]:
-        """n continuations of each prompt, in order; the same seed gives the same samples on one engine and machine."""
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        n: int,
+        *,
+        streams: Sequence[int] | None = None,
+    ) -> list[list[Sample]]:
+        """n continuations of each prompt, in order; the same seed gives the same samples on one engine and machine.
+
+        Every continuation draws from a random stream of its own, chosen by (params.seed, stream of its prompt, its
+        place among the n). The stream of a prompt is its place in `prompts`, or the 64-bit number that `streams` gives
+        it: a caller that splits its prompts over several calls names them there, and gets the same samples.
+        """
         ...

@@ -1,0 +1,1 @@
+"""Answers on file, what they say with which uncertainty, and the report made from them."""

@@ -1,0 +1,210 @@
+"""The report's pictures: each function draws one PNG from data that is already in memory and returns its path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from posttrain.evaluation.budget_curves import BudgetPoint
+from posttrain.evaluation.calibration import ReliabilityBin
+from posttrain.evaluation.comparison import MethodSummary
+from posttrain.evaluation.figures import GRID, INK, MARKERS, PALETTE, colour_of_policy, figure, legend_below
+from posttrain.evaluation.records import split_method
+from posttrain.evaluation.run_folder import Curve, Curves, SolutionValues
+from posttrain.evaluation.tables import GREEDY, method_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SMOOTHED_FROM = 60  # points; shorter curves are drawn as logged
+_GREY = "#8A8A8A"
+_PANELS: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    ("Loss", lambda key: key == "loss" or key.startswith("loss/")),
+    ("Value and reward", lambda key: (key.startswith("value/") and "grad_norm" not in key) or key == "reward"),
+    (
+        "Distance to the reference, nats",
+        lambda key: not key.startswith("loss/") and ("kl" in key or "log_ratio" in key),
+    ),
+    ("Entropy, nats", lambda key: key.endswith("entropy")),
+    ("Preference rewards", lambda key: key.startswith("rewards/")),
+    ("Gradient norm", lambda key: key.endswith("grad_norm")),
+)
+
+
+def plot_learning_curves(stage: str, by_seed: Sequence[Curves], path: Path) -> Path | None:
+    """Loss terms, value, distance to the reference and gradient norms against the step; None when nothing was logged.
+
+    Seeds share a colour.  Curves of 60 points and more are drawn faint, with their running mean on top.
+    """
+    keys = sorted({key for curves in by_seed for key in curves})
+    panels = [(title, [key for key in keys if belongs(key)]) for title, belongs in _PANELS]
+    panels = [(title, shown) for title, shown in panels if shown]
+    if not panels:
+        return None
+    n_columns = min(2, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    with figure(path, n_rows, n_columns, width=4.9 * n_columns, height=3.6 * n_rows) as grid:
+        for axes, (title, shown) in zip(grid.flat, panels, strict=False):
+            _draw_curves(axes, shown, by_seed)
+            axes.set_title(f"{stage}: {title}")
+            axes.set_xlabel("optimiser step")
+            if title == "Gradient norm" and _all_positive(shown, by_seed):
+                axes.set_yscale("log")
+            legend_below(axes)
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_axis_off()
+    return path
+
+
+def plot_accuracy_by_method(summaries: Sequence[MethodSummary], path: Path) -> Path:
+    """Bars with 95 % intervals, best on top; with several seeds, each seed's accuracy as a dot."""
+    ordered = sorted(summaries, key=lambda s: (s.accuracy.estimate, s.method))
+    policies = [split_method(s.method)[0] for s in ordered]
+    with figure(path, 1, 1, width=8.6, height=1.1 + 0.42 * len(ordered)) as grid:
+        axes = grid[0, 0]
+        for y, summary in enumerate(ordered):
+            x, low, high = (100 * v for v in (summary.accuracy.estimate, summary.accuracy.low, summary.accuracy.high))
+            colour = colour_of_policy(policies[y], policies)
+            axes.barh(y, x, height=0.62, color=colour, alpha=0.75)
+            axes.errorbar(x, y, xerr=[[x - low], [high - x]], color=INK, capsize=3, linewidth=1.2)
+            dots = [100 * accuracy for _, accuracy in summary.by_seed] if len(summary.by_seed) > 1 else []
+            axes.plot(dots, [y] * len(dots), "o", markersize=4, markerfacecolor="white", markeredgecolor=INK)
+            axes.annotate(f"{x:.1f}", (max(high, *dots, 0.0), y), (6, 0), textcoords="offset points", va="center")
+        axes.set_yticks(range(len(ordered)), [method_label(s.method, s.budget) for s in ordered])
+        axes.set_xlim(0, 108)
+        axes.set_xticks(range(0, 101, 20))
+        axes.set_xlabel("problems solved, %")
+        axes.grid(axis="y", visible=False)
+    return path
+
+
+def plot_accuracy_by_compute(points: Sequence[BudgetPoint], path: Path) -> Path | None:
+    """Accuracy against samples and against generated tokens per problem, log2; greedy methods as dashed lines.
+
+    None when no method was given more than one sample.
+    """
+    greedy = [p for p in points if split_method(p.label)[1] == GREEDY]
+    labels = list(dict.fromkeys(p.label for p in points if p not in greedy))
+    searched = {split_method(label)[0] for label in labels}
+    if not any(p.budget > 1 for p in points):
+        return None
+    with figure(path, 1, 2, width=9.8, height=4.6, sharey=True) as grid:
+        for axes, cost_of, unit in (
+            (grid[0, 0], lambda p: float(p.budget), "samples per problem"),
+            (grid[0, 1], lambda p: p.tokens, "generated tokens per problem"),
+        ):
+            for i, label in enumerate(labels):
+                _draw_budget_line(axes, [p for p in points if p.label == label], cost_of, i, len(labels))
+            for p in greedy:
+                policy = split_method(p.label)[0]
+                if policy in searched or policy == "sft":
+                    colour = colour_of_policy(policy, [policy])
+                    axes.axhline(100 * p.accuracy.estimate, color=colour, linestyle="--", linewidth=1.3, label=p.label)
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+            axes.set_xlabel(f"{unit} (log scale)")
+        grid[0, 0].set_ylabel("problems solved, %")
+        legend_below(grid[0, 0])
+    return path
+
+
+def plot_calibration(panels: Sequence[tuple[str, Sequence[ReliabilityBin], Sequence[float]]], path: Path) -> Path:
+    """A reliability diagram over the histogram of the values for each (title, bins, values)."""
+    n = len(panels)
+    with figure(path, 2, n, width=3.5 * n, height=4.8, height_ratios=[3, 1], sharex="col") as grid:
+        for column, (title, bins, values) in enumerate(panels):
+            top, bottom = grid[0, column], grid[1, column]
+            top.plot([0, 1], [0, 1], "--", color=_GREY, linewidth=1.2)
+            x, y = [b.mean_value for b in bins], [b.success.estimate for b in bins]
+            error = [
+                [b.success.estimate - b.success.low for b in bins],
+                [b.success.high - b.success.estimate for b in bins],
+            ]
+            top.errorbar(x, y, yerr=error, fmt="o", color=PALETTE[0], capsize=2, linewidth=1.2, markersize=5)
+            top.set_title(title)
+            top.set_ylim(-0.03, 1.03)
+            low, high = min(0.0, min(values)), max(1.0, max(values))
+            bottom.hist(values, bins=np.linspace(low, high, 25).tolist(), color=PALETTE[0], alpha=0.6)
+            bottom.set_xlabel("value V")
+            bottom.set_xlim(low - 0.03, high + 0.03)
+        grid[0, 0].set_ylabel("share that ended correct")
+        grid[1, 0].set_ylabel("solutions")
+    return path
+
+
+def plot_value_along_solutions(solutions: Sequence[tuple[str, SolutionValues]], path: Path) -> Path:
+    """V after each token of each (title, solution) as a step line; vertical lines mark the ends of reasoning lines."""
+    n_columns = min(2, len(solutions))
+    n_rows = -(-len(solutions) // n_columns)
+    every = [v for _, solution in solutions for v in _action_values(solution)]
+    low, high = min(0.0, *every), max(1.0, *every)
+    with figure(path, n_rows, n_columns, width=4.9 * n_columns, height=2.5 * n_rows, sharey=True) as grid:
+        for axes, (title, solution) in zip(grid.flat, solutions, strict=False):
+            first = solution.is_action.index(True)
+            values = _action_values(solution)
+            axes.step(range(len(values)), values, where="post", color=PALETTE[0])
+            for end in solution.step_ends:
+                axes.axvline(end - first, color=GRID, linewidth=1.4, zorder=0.5)
+            axes.axhline(0.5, color=_GREY, linestyle=":", linewidth=1)
+            axes.set_title(title)
+            axes.set_ylim(low - 0.05, high + 0.05)
+            axes.set_xlabel("generated token")
+            axes.grid(axis="x", visible=False)
+        for row in grid:
+            row[0].set_ylabel("value V")
+        for axes in list(grid.flat)[len(solutions) :]:
+            axes.set_axis_off()
+    return path
+
+
+def _action_values(solution: SolutionValues) -> list[float]:
+    return [v for v, is_action in zip(solution.values, solution.is_action, strict=True) if is_action]
+
+
+def _draw_curves(axes: Axes, keys: Sequence[str], by_seed: Sequence[Curves]) -> None:
+    for i, key in enumerate(keys):
+        colour = PALETTE[i % len(PALETTE)]
+        line = "-" if i < len(PALETTE) else "--"
+        label: str | None = key
+        for curves in by_seed:
+            if key not in curves:
+                continue
+            steps, numbers = (np.asarray(x) for x in zip(*curves[key], strict=True))
+            if len(steps) >= SMOOTHED_FROM:
+                axes.plot(steps, numbers, line, color=colour, alpha=0.18, linewidth=1)
+                steps, numbers = _running_mean(curves[key])
+            axes.plot(steps, numbers, line, color=colour, alpha=1 if len(by_seed) == 1 else 0.75, label=label)
+            label = None
+
+
+def _running_mean(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of a window of 1/20 of the points, placed at the window's middle."""
+    window = max(3, len(curve) // 20)
+    weight = np.full(window, 1 / window)
+    steps, numbers = (np.convolve(np.asarray(x), weight, mode="valid") for x in zip(*curve, strict=True))
+    return steps, numbers
+
+
+def _all_positive(keys: Iterable[str], by_seed: Sequence[Curves]) -> bool:
+    return all(number > 0 for curves in by_seed for key in keys for _, number in curves.get(key, ()))
+
+
+def _draw_budget_line(
+    axes: Axes, points: Sequence[BudgetPoint], cost_of: Callable[[BudgetPoint], float], i: int, n_lines: int
+) -> None:
+    ordered = sorted(points, key=cost_of)
+    # Lines share their budgets; a few per cent of sideways room keeps the intervals apart.
+    shift = 2 ** (0.05 * (i - (n_lines - 1) / 2))
+    x = [cost_of(p) * shift for p in ordered]
+    y = [100 * p.accuracy.estimate for p in ordered]
+    error = [
+        [100 * (p.accuracy.estimate - p.accuracy.low) for p in ordered],
+        [100 * (p.accuracy.high - p.accuracy.estimate) for p in ordered],
+    ]
+    colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+    axes.errorbar(
+        x, y, yerr=error, color=colour, marker=marker, markersize=5, capsize=2, elinewidth=1, label=ordered[0].label
+    )

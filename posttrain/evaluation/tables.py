@@ -1,0 +1,175 @@
+"""Tables of the report, as Markdown for README files and as HTML for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import combinations
+
+from posttrain.evaluation.comparison import Comparison, ComparisonError, MethodSummary, compare, summarise
+from posttrain.evaluation.records import SAMPLE, MethodBudget, group_records, split_method
+from posttrain.evaluation.statistics import Interval
+from posttrain.schema import AnswerRecord
+
+GREEDY = "greedy"
+START_METHOD = "sft/greedy"
+NOT_APPLICABLE = "–"
+
+Answers = Mapping[MethodBudget, Sequence[AnswerRecord]]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells as text; the first column names the row, the others hold numbers."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def to_markdown(self) -> str:
+        rule = ("---", *("---:" for _ in self.header[1:]))
+        return "\n".join("| " + " | ".join(cells) + " |" for cells in (self.header, rule, *self.rows)) + "\n"
+
+    def to_html(self, caption: str) -> str:
+        head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in self.header)
+        rows = "\n".join(
+            f'<tr><th scope="row">{escape(row[0])}</th>'
+            + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+            + "</tr>"
+            for row in self.rows
+        )
+        return (
+            f'<div class="scroll"><table><caption>{escape(caption)}</caption>\n'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
+        )
+
+
+def markdown_table(records: Iterable[AnswerRecord], *, start_method: str = START_METHOD) -> str:
+    """The summary table of these records as Markdown, for a README."""
+    return summary_table(group_records(records), start_method=start_method).to_markdown()
+
+
+def summary_table(answers: Answers, *, start_method: str) -> Table:
+    """One row per method and budget: accuracy, interval, tokens, and the paired difference to the start."""
+    has_seeds = any(len({record.seed for record in records}) > 1 for records in answers.values())
+    start = _start(answers, start_method)
+    header = ["method", "samples", "problems", "seeds", "accuracy %, 95 % interval"]
+    header += ["interval over seeds (t)"] if has_seeds else []
+    header += ["tokens per answer", f"points over {start_method}", "unparsed", "cut"]
+    rows = []
+    for key, records in answers.items():
+        summary = summarise(records)
+        cells = [summary.method, str(summary.budget), str(summary.n_problems), str(len(summary.by_seed))]
+        cells += [percent_with_interval(summary.accuracy)]
+        cells += [percent_interval(summary.over_seeds)] if has_seeds else []
+        cells += [f"{summary.tokens_per_answer:.1f}", _difference_to(start, key, records)]
+        cells += [f"{summary.n_unparsed} of {summary.n_answers}", f"{summary.n_cut} of {summary.n_answers}"]
+        rows.append(tuple(cells))
+    return Table(tuple(header), tuple(rows))
+
+
+def paired_comparisons(answers: Answers) -> tuple[tuple[Comparison, ...], tuple[str, ...]]:
+    """The comparisons that the report shows, and a line for each that could not be made.
+
+    They are: every two greedy methods; for each policy its decodings against its greedy one at their largest budget,
+    and against each other at equal budget.
+    """
+    comparisons: list[Comparison] = []
+    problems: list[str] = []
+    for a, b in _pairs(list(answers)):
+        try:
+            comparison = compare(answers[a], answers[b])
+        except ComparisonError as error:
+            problems.append(str(error))
+            continue
+        comparisons.append(comparison)
+    return tuple(comparisons), tuple(problems)
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+    """a against b: difference with its intervals, discordant problems and McNemar's p, each seed by itself."""
+    has_seeds = any(len(comparison.by_seed) > 1 for comparison in comparisons)
+    header = ["a against b", "problems", "a − b, points, 95 % interval"]
+    header += ["interval over seeds (t)", "by seed"] if has_seeds else []
+    header += ["only a solved", "only b solved", "McNemar p"]
+    rows = []
+    for c in comparisons:
+        cells = [
+            f"{method_label(*c.a)} against {method_label(*c.b)}",
+            str(c.n_problems),
+            points_with_interval(c.difference),
+        ]
+        if has_seeds:
+            cells += [points_interval(c.over_seeds), ", ".join(f"{100 * s.difference:+.1f}" for s in c.by_seed)]
+        cells += [", ".join(str(s.n_only_a) for s in c.by_seed), ", ".join(str(s.n_only_b) for s in c.by_seed)]
+        rows.append((*cells, ", ".join(p_value(s.mcnemar_p) for s in c.by_seed)))
+    return Table(tuple(header), tuple(rows))
+
+
+def method_label(method: str, budget: int) -> str:
+    """ "oreo/beam, n = 8"; the budget of a greedy answer is always 1 and goes unsaid."""
+    return method if split_method(method)[1] == GREEDY else f"{method}, n = {budget}"
+
+
+def percent_with_interval(x: Interval) -> str:
+    return f"{100 * x.estimate:.1f} [{100 * x.low:.1f}, {100 * x.high:.1f}]"
+
+
+def percent_interval(x: Interval | None) -> str:
+    return f"[{100 * x.low:.1f}, {100 * x.high:.1f}]" if x else NOT_APPLICABLE
+
+
+def points_with_interval(x: Interval) -> str:
+    return f"{100 * x.estimate:+.1f} [{100 * x.low:+.1f}, {100 * x.high:+.1f}]"
+
+
+def points_interval(x: Interval | None) -> str:
+    return f"[{100 * x.low:+.1f}, {100 * x.high:+.1f}]" if x else NOT_APPLICABLE
+
+
+def p_value(p: float) -> str:
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
+
+
+def largest_budgets(summaries: Iterable[MethodSummary]) -> tuple[MethodSummary, ...]:
+    """Each method once, at its largest budget."""
+    largest: dict[str, MethodSummary] = {}
+    for summary in sorted(summaries, key=lambda s: s.budget):
+        largest[summary.method] = summary
+    return tuple(largest.values())
+
+
+def _start(answers: Answers, start_method: str) -> tuple[MethodBudget, Sequence[AnswerRecord]] | None:
+    found = [(key, records) for key, records in answers.items() if key[0] == start_method]
+    return found[0] if found else None
+
+
+def _difference_to(
+    start: tuple[MethodBudget, Sequence[AnswerRecord]] | None, key: MethodBudget, records: Sequence[AnswerRecord]
+) -> str:
+    if start is None or start[0] == key:
+        return NOT_APPLICABLE
+    try:
+        return points_with_interval(compare(records, start[1]).difference)
+    except ComparisonError:
+        # Single samples and methods run on other problems have no pair; the comparison section says why.
+        return NOT_APPLICABLE
+
+
+def _pairs(keys: Sequence[MethodBudget]) -> list[tuple[MethodBudget, MethodBudget]]:
+    greedy = sorted((key for key in keys if split_method(key[0])[1] == GREEDY), reverse=True)
+    pairs = [(a, b) for a, b in combinations(_oreo_first(greedy), 2)]
+    searched = [key for key in keys if split_method(key[0])[1] not in (GREEDY, SAMPLE)]
+    largest = {method: max(budget for name, budget in searched if name == method) for method, _ in searched}
+    for method, budget in largest.items():
+        pairs += [((method, budget), base) for base in greedy if split_method(base[0])[0] == split_method(method)[0]]
+    for a, b in combinations(searched, 2):
+        if a[1] == b[1] and split_method(a[0])[0] == split_method(b[0])[0]:
+            pairs.append((a, b))
+    return pairs
+
+
+def _oreo_first(keys: Sequence[MethodBudget]) -> list[MethodBudget]:
+    """OREO is the method under test, so it stands on the left; the start (SFT) on the right."""
+    order = {"oreo": 0, "dpo": 1, "rejection_sampling": 2, "sft": 4}
+    return sorted(keys, key=lambda key: (order.get(split_method(key[0])[0], 3), key))

@@ -1,0 +1,1 @@
+"""Rewards: grading of answers against gold ones."""

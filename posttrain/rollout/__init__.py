@@ -1,0 +1,1 @@
+"""Sampling: two engines behind one protocol, and the collection of graded trajectories."""

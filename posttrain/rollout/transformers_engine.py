@@ -1,0 +1,263 @@
+"""Sampling with a transformers model in this process.
+
+Why not `model.generate`: it has one random stream per call, so a sample depends on its neighbours in the batch and a
+resumed collection would differ from an unbroken one; it prefills a prompt once per sample; it carries finished rows
+to the end; and it tests stop strings by a table per call. This loop runs the same model with the same cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from posttrain.rollout.choose import choose_tokens, logp_of, uniform_stream
+from posttrain.sampling import Sample, SamplingParams
+from posttrain.rollout.stop_strings import StopStrings
+from posttrain.schema import FinishReason
+
+# Dropping finished rows copies the cache of the rest, about the price of one step; so wait until an eighth is done.
+_LIVE_SHARE_BEFORE_COMPACTING = 7 / 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One continuation to sample."""
+
+    prompt: int  # place in `prompts`
+    sample: int  # place among the n
+    stream: int
+    n_new: int  # token budget: max_new_tokens, or fewer where the model's positions run out
+
+
+@dataclass(slots=True)
+class _Running:
+    """The rows that are still in the batch, R of them; columns L grow by one per step."""
+
+    cache: DynamicCache
+    logits: Tensor  # [R, V] of the next token
+    row: Tensor  # [R] int64, which of the batch's requests each is
+    is_token: Tensor  # [R, L] int64, 0 on left padding
+    position: Tensor  # [R] int64, of the next token
+    is_live: Tensor  # [R] bool, False: finished, and waits to be dropped
+
+    def drop_finished(self) -> None:
+        keep = self.is_live.nonzero().squeeze(-1)
+        self.cache.batch_select_indices(keep)
+        self.logits, self.row = self.logits[keep], self.row[keep]
+        self.is_token, self.position, self.is_live = self.is_token[keep], self.position[keep], self.is_live[keep]
+
+
+@dataclass(slots=True)
+class _Output:
+    """What the batch's N requests have got so far; entries past `n_new` mean nothing."""
+
+    token_ids: Tensor  # [N, T] int64
+    logp: Tensor  # [N, T] float32
+    n_new: Tensor  # [N] int64, the budget until the row ends earlier
+    is_stopped: Tensor  # [N] bool
+    stop_string: list[str | None]
+
+    def samples(self) -> list[Sample]:
+        return [
+            Sample(
+                token_ids=tuple(token_ids[:n_new]),
+                logp=tuple(logp[:n_new]),
+                finish_reason=FinishReason.STOP if is_stopped else FinishReason.LENGTH,
+                stop_string=stop_string,
+            )
+            for token_ids, logp, n_new, is_stopped, stop_string in zip(
+                self.token_ids.tolist(),
+                self.logp.tolist(),
+                self.n_new.tolist(),
+                self.is_stopped.tolist(),
+                self.stop_string,
+                strict=True,
+            )
+        ]
+
+
+class TransformersEngine:
+    """A SamplingEngine on a causal language model with a key/value cache.
+
+    `batch_size` rows are decoded at a time and change speed and memory only: up to the last bits of the logits, a
+    sample does not depend on it. The end-of-sequence tokens are those of the model's generation config and of the
+    tokenizer. The model is put in evaluation mode while it samples and handed back as it was.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        device: torch.device | str,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, needs at least 1")
+        self.model = model.to(device)
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.eos_ids = eos_token_ids(model, tokenizer)
+        self._eos = torch.tensor(sorted(self.eos_ids), dtype=torch.int64, device=self.device)
+        self._stop_strings: dict[tuple[str, ...], StopStrings] = {}
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        n: int,
+        *,
+        streams: Sequence[int] | None = None,
+    ) -> list[list[Sample]]:
+        """n continuations of each prompt, in order of `prompts`; see SamplingEngine for `streams`."""
+        streams = range(len(prompts)) if streams is None else streams
+        if len(streams) != len(prompts):
+            raise ValueError(f"{len(streams)} streams for {len(prompts)} prompts: give one to each, or none at all")
+        requests = [
+            _Request(prompt=i, sample=j, stream=streams[i], n_new=self._budget(i, prompt, params))
+            for i, prompt in enumerate(prompts)
+            for j in range(n)
+        ]
+        # Stable: the n samples of a prompt stay together and share one prefill; like lengths need little padding.
+        requests.sort(key=lambda request: len(prompts[request.prompt]))
+        found: dict[tuple[int, int], Sample] = {}
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for start in range(0, len(requests), self.batch_size):
+                batch = requests[start : start + self.batch_size]
+                samples = self._sample_batch(batch, prompts, params)
+                found.update({(r.prompt, r.sample): s for r, s in zip(batch, samples, strict=True)})
+        finally:
+            self.model.train(was_training)
+        return [[found[i, j] for j in range(n)] for i in range(len(prompts))]
+
+    def _budget(self, index: int, prompt: Sequence[int], params: SamplingParams) -> int:
+        if not prompt:
+            raise ValueError(f"prompt {index} has no tokens: start it with the tokenizer's BOS or a first character")
+        n_positions = self.model.config.max_position_embeddings
+        if len(prompt) >= n_positions:
+            raise ValueError(
+                f"prompt {index} has {len(prompt)} tokens, the model {n_positions} positions: nothing can be added. "
+                "Shorten the prompt or raise max_position_embeddings"
+            )
+        return min(params.max_new_tokens, n_positions - len(prompt))
+
+    @torch.inference_mode()
+    def _sample_batch(
+        self, batch: Sequence[_Request], prompts: Sequence[Sequence[int]], params: SamplingParams
+    ) -> list[Sample]:
+        n_steps = max(request.n_new for request in batch)
+        uniform = torch.from_numpy(
+            np.stack([uniform_stream(params.seed, r.stream, r.sample, n_steps) for r in batch])
+        ).to(self.device)
+        stop = self._stop_strings_of(params.stop)
+        output = self._empty_output(batch, n_steps)
+        running = self._prefill(batch, prompts)
+        for step in range(n_steps):
+            token_ids = choose_tokens(running.logits, uniform[running.row, step], params)
+            output.token_ids[running.row, step] = token_ids
+            output.logp[running.row, step] = logp_of(running.logits, token_ids)
+            self._end_rows(running, output, token_ids, step, stop)
+            n_live = int(running.is_live.sum())
+            if n_live == 0:
+                break
+            if n_live <= len(running.row) * _LIVE_SHARE_BEFORE_COMPACTING:
+                token_ids = token_ids[running.is_live]
+                running.drop_finished()
+            self._advance(running, token_ids)
+        return output.samples()
+
+    def _empty_output(self, batch: Sequence[_Request], n_steps: int) -> _Output:
+        n = len(batch)
+        return _Output(
+            token_ids=torch.zeros(n, n_steps, dtype=torch.int64, device=self.device),
+            logp=torch.zeros(n, n_steps, dtype=torch.float32, device=self.device),
+            n_new=torch.tensor([request.n_new for request in batch], device=self.device),
+            is_stopped=torch.zeros(n, dtype=torch.bool, device=self.device),
+            stop_string=[None] * n,
+        )
+
+    def _prefill(self, batch: Sequence[_Request], prompts: Sequence[Sequence[int]]) -> _Running:
+        """Each prompt of the batch once, then a copy of its cache for each of its samples."""
+        distinct = list(dict.fromkeys(request.prompt for request in batch))
+        place = {prompt: i for i, prompt in enumerate(distinct)}
+        rows = [list(prompts[prompt]) for prompt in distinct]
+        n_columns = max(map(len, rows))
+        pad = rows[0][0]  # any id that the model knows: a padded column is never attended to
+        input_ids = torch.tensor([[pad] * (n_columns - len(row)) + row for row in rows], device=self.device)
+        n_tokens = torch.tensor([len(row) for row in rows], device=self.device)
+        column = torch.arange(n_columns, device=self.device)
+        position = column - (n_columns - n_tokens)[:, None]
+        is_token = (position >= 0).long()
+        cache = DynamicCache(config=self.model.config)
+        logits = self.model(
+            input_ids=input_ids,
+            attention_mask=is_token,
+            position_ids=position.clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        source = torch.tensor([place[request.prompt] for request in batch], device=self.device)
+        if len(source) != len(distinct):
+            cache.batch_select_indices(source)
+        return _Running(
+            cache=cache,
+            logits=logits[source],
+            row=torch.arange(len(batch), device=self.device),
+            is_token=is_token[source],
+            position=n_tokens[source],
+            is_live=torch.ones(len(batch), dtype=torch.bool, device=self.device),
+        )
+
+    def _advance(self, running: _Running, token_ids: Tensor) -> None:
+        """Append one token to every row and leave the logits after it in `running`."""
+        running.is_token = torch.nn.functional.pad(running.is_token, (0, 1), value=1)
+        running.logits = self.model(
+            input_ids=token_ids[:, None],
+            attention_mask=running.is_token,
+            position_ids=running.position[:, None],
+            past_key_values=running.cache,
+            use_cache=True,
+        ).logits[:, -1]
+        running.position = running.position + 1
+
+    def _end_rows(
+        self, running: _Running, output: _Output, token_ids: Tensor, step: int, stop: StopStrings | None
+    ) -> None:
+        """Mark the rows that this step's token ended: by EOS, by completing a stop string, or by the budget."""
+        is_end = torch.isin(token_ids, self._eos) & running.is_live
+        if stop is not None:
+            for place in (stop.may_end[token_ids] & running.is_live & ~is_end).nonzero().squeeze(-1).tolist():
+                row = int(running.row[place])
+                output.stop_string[row] = stop.ending(output.token_ids[row, : step + 1].tolist())
+                is_end[place] |= output.stop_string[row] is not None
+        ended = running.row[is_end]
+        output.is_stopped[ended] = True
+        output.n_new[ended] = step + 1
+        running.is_live &= output.n_new[running.row] > step + 1
+
+    def _stop_strings_of(self, stop: tuple[str, ...]) -> StopStrings | None:
+        if not stop:
+            return None
+        if stop not in self._stop_strings:
+            found = StopStrings(self.tokenizer, stop, n_vocab=self.model.config.vocab_size)
+            found.may_end = found.may_end.to(self.device)
+            self._stop_strings[stop] = found
+        return self._stop_strings[stop]
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a completion: the generation config's (chat models have several) and the tokenizer's."""
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = [configured] if isinstance(configured, int) else list(configured or ())
+    if isinstance(tokenizer.eos_token_id, int):
+        ids.append(tokenizer.eos_token_id)
+    return frozenset(ids)

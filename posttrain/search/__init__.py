@@ -1,0 +1,1 @@
+"""Search guided by a value model: one tree type, several ways to grow it."""

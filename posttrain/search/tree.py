@@ -1,0 +1,86 @@
+"""The tree that every search grows: one node per step, values on the nodes, answers at the leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from posttrain.sampling import Sample
+from posttrain.schema import FinishReason
+
+
+class NodeState(StrEnum):
+    OPEN = "open"  # a partial solution that may still be expanded
+    PRUNED = "pruned"  # fell out of the beam
+    ANSWER = "answer"  # ended by EOS: in the answer pool
+    CUT = "cut"  # ran out of tokens: an answer of last resort, taken only when no other ended
+
+
+@dataclass(slots=True)
+class Node:
+    index: int
+    parent: int | None  # None only for the root
+    depth: int  # steps from the root
+    token_ids: tuple[int, ...]  # this step's tokens, delimiter or EOS included
+    value: float  # V at the step's last token; for an answer at the last token before EOS
+    state: NodeState
+    n_merged: int = 1  # how many identical samples this node stands for
+
+
+@dataclass(slots=True)
+class SearchTree:
+    """Steps sampled below one prompt.
+
+    The paper scores `prefix + step + delimiter` at its last real token. An answer is scored before its EOS: V after
+    EOS is 0 by definition, and the state in which EOS is chosen is the last one that training sees.
+    """
+
+    prompt: tuple[int, ...]
+    nodes: list[Node] = field(default_factory=list)
+    n_generated_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("a search needs a prompt of at least one token")
+        self.nodes.append(Node(0, None, 0, (), 0.0, NodeState.OPEN))
+
+    def completion(self, node: Node) -> tuple[int, ...]:
+        """The tokens from the end of the prompt to the end of `node`."""
+        steps = [node.token_ids]
+        while node.parent is not None:
+            node = self.nodes[node.parent]
+            steps.append(node.token_ids)
+        return tuple(token for step in reversed(steps) for token in step)
+
+    def add(self, parent: Node, samples: Sequence[Sample]) -> list[Node]:
+        """Children of `parent`, identical samples merged; their values are still to be set."""
+        children: dict[tuple[int, ...], Node] = {}
+        for sample in samples:
+            self.n_generated_tokens += len(sample.token_ids)
+            if sample.token_ids in children:
+                children[sample.token_ids].n_merged += 1
+                continue
+            node = Node(len(self.nodes), parent.index, parent.depth + 1, sample.token_ids, 0.0, _state_after(sample))
+            children[sample.token_ids] = node
+            self.nodes.append(node)
+        return list(children.values())
+
+    def scored_prefix(self, node: Node) -> tuple[int, ...]:
+        """The tokens whose last one is where V of `node` is read."""
+        whole = self.prompt + self.completion(node)
+        return whole[:-1] if node.state is NodeState.ANSWER else whole
+
+    def best(self) -> Node | None:
+        """The answer with the highest value; a cut one only when nothing ended; None when nothing left the beam."""
+        for state in (NodeState.ANSWER, NodeState.CUT):
+            pool = [node for node in self.nodes if node.state is state]
+            if pool:
+                return max(pool, key=lambda node: node.value)
+        return None
+
+
+def _state_after(sample: Sample) -> NodeState:
+    if sample.finish_reason is FinishReason.LENGTH:
+        return NodeState.CUT
+    return NodeState.ANSWER if sample.stop_string is None else NodeState.OPEN
