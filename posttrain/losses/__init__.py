@@ -1,4 +1,4 @@
-"""Objectives: pure functions from values to summed terms. Nothing here sees a network, a config, a device or a file."""
+"""Objectives: pure functions from values to summed terms. No network, config, device or file is seen here."""
 
 from posttrain.losses.oreo import effective_temperature, oreo_step, oreo_token
 from posttrain.losses.paths import later_sum, log_ratio, next_state_index, path_residual, per_sequence_mean, suffix_sum

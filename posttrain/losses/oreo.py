@@ -1,7 +1,7 @@
 """OREO: policy and value learned together from the soft Bellman equation (arXiv 2412.16145 v2).
 
-Along a response, the optimum satisfies for every state  V(s_t) = Σ_{i>=t} (r_i − β ρ_i)  with ρ = log π/π_ref  (Eq. 7).
-Its residual  δ_t = V(s_t) − Σ_{i>=t} (r_i − β ρ_i)  is squared twice: once with the policy held fixed (the critic,
+Along a response, the optimum satisfies for every state  V(s_t) = Σ_{i>=t} (r_i − β ρ_i)  with ρ = log π/π_ref
+(Eq. 7). Its residual  δ_t = V(s_t) − Σ_{i>=t} (r_i − β ρ_i)  is squared twice: once with the policy held fixed (the critic,
 Eq. 8), once with the value and all later actions held fixed (the policy, Eq. 9).  Separate networks make one backward
 over the sum equal to the paper's two updates in turn.
 
@@ -32,14 +32,14 @@ def effective_temperature(*, beta: float, alpha: float) -> float:
 
 def oreo_token(v: TokenValues, *, beta: float, alpha: float) -> tuple[Term, ...]:
     """Eqs. 8 and 9 with one action per token: the paper's main form."""
-    rho = log_ratio(v.logp, v.ref_logp, v.is_action)
+    rho = log_ratio(v.logp, v.ref_logp.detach(), v.is_action)
     moving = rho + later_sum(rho).detach()  # only the current token's log-ratio carries gradient
     return (_critic(v, rho, beta), _policy(v, moving, beta), _kl_to_reference(v, alpha), *_metrics(v, rho, beta))
 
 
 def oreo_step(v: TokenValues, *, beta: float, alpha: float) -> tuple[Term, ...]:
     """Section 4.2: one action per reasoning step; v.is_state marks the states in which a step begins."""
-    rho = log_ratio(v.logp, v.ref_logp, v.is_action)
+    rho = log_ratio(v.logp, v.ref_logp.detach(), v.is_action)
     suffix = suffix_sum(rho)
     # Past the last step the suffix is empty, so one column of zeros answers the index T.
     padded = torch.cat((suffix, torch.zeros_like(suffix[..., :1])), dim=-1)
@@ -55,12 +55,17 @@ def residual(v: TokenValues, rho_to_go: Tensor, *, beta: float) -> Tensor:
 
 def _critic(v: TokenValues, rho: Tensor, beta: float) -> Term:
     delta = path_residual(v.value, suffix_sum(v.reward) - beta * suffix_sum(rho).detach())
-    return Term("value", per_sequence_mean(SQUARE_FACTOR * delta.square(), v.is_state), "sequence")
+    return Term("value", _mean_square(delta, v.is_state), "sequence")
 
 
 def _policy(v: TokenValues, moving: Tensor, beta: float) -> Term:
     delta = path_residual(v.value.detach(), suffix_sum(v.reward) - beta * moving)
-    return Term("policy", per_sequence_mean(SQUARE_FACTOR * delta.square(), v.is_state), "sequence")
+    return Term("policy", _mean_square(delta, v.is_state), "sequence")
+
+
+def _mean_square(delta: Tensor, is_state: Tensor) -> Tensor:
+    # Selected before the square too: its derivative 2δ would turn a NaN on padding into 0 · NaN in the backward pass.
+    return per_sequence_mean(SQUARE_FACTOR * torch.where(is_state, delta, 0.0).square(), is_state)
 
 
 def _kl_to_reference(v: TokenValues, alpha: float) -> Term:

@@ -30,7 +30,8 @@ def log_ratio(logp: Tensor, ref_logp: Tensor, is_action: Tensor) -> Tensor:
     """ρ_t = log π(a_t|s_t) − log π_ref(a_t|s_t), exactly 0 where the policy did not choose the token."""
     if logp.shape != ref_logp.shape:
         raise ValueError(
-            f"ref_logp is {tuple(ref_logp.shape)}, logp is {tuple(logp.shape)}: was the reference scored before the shift?"
+            f"ref_logp is {tuple(ref_logp.shape)}, logp is {tuple(logp.shape)}: "
+            "was the reference scored before the shift?"
         )
     return torch.where(is_action, logp - ref_logp, 0.0)
 

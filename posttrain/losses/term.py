@@ -1,4 +1,4 @@
-"""The one loss interface: an objective maps values to summed terms; the training step divides by global counts once."""
+"""The one loss interface: an objective maps values to summed terms; the step divides by global counts once."""
 
 from __future__ import annotations
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,24 +25,32 @@ class ActorCritic(nn.Module):
         self, policy: PreTrainedModel, value: PreTrainedModel, reference: PreTrainedModel, *, chunk_size: int
     ) -> None:
         super().__init__()
-        if reference.config.vocab_size != policy.config.vocab_size:
-            raise ValueError(
-                f"policy has {policy.config.vocab_size} tokens, reference {reference.config.vocab_size}: "
-                "the reference must be the model that the policy started from"
-            )
+        _require_same_vocabulary(policy, reference, "reference", "it must be the model that the policy started from")
+        _require_same_vocabulary(policy, value, "value model", "both read the same token ids")
         self.policy = policy
         self.value = value
-        self.reference = reference.requires_grad_(False)
+        self.reference = reference.requires_grad_(False).eval()
         self.chunk_size = chunk_size
         self.config = policy.config  # engines and Trainer look for it here
+        # FSDP2 shards these layers one by one; without the names it would gather all three networks at once.
+        self._no_split_modules = sorted({*policy._no_split_modules, *value._no_split_modules})
 
     def train(self, mode: bool = True) -> ActorCritic:
         super().train(mode)
         self.reference.eval()
         return self
 
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute activations of policy and value in the backward pass; the reference keeps none."""
+        self.policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        self.value.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+
     def forward(self, input_ids: Tensor, is_token: Tensor, is_action: Tensor) -> dict[str, Tensor]:
-        """Tokens and masks of a TokenBatch in; logp, ref_logp, kl, entropy, value out, each [B, T] float32."""
+        """Tokens and masks of a TokenBatch in; logp, ref_logp, kl, entropy, value out, each [B, T] float32.
+
+        Raises ValueError when a row is padded on the left or in the middle.
+        """
+        _require_right_padding(is_token)
         hidden = _last_hidden(self.policy, input_ids, is_token)
         with torch.no_grad():
             ref_hidden = _last_hidden(self.reference, input_ids, is_token)
@@ -50,6 +61,7 @@ class ActorCritic(nn.Module):
             self.reference.get_output_embeddings(),
             input_ids[:, 1:][is_action],
             chunk_size=self.chunk_size,
+            n_chunks=_most_chunks(is_action, self.chunk_size),
         )
         value = values_at_every_position(self.value, input_ids, is_token)[:, :-1]
         return {
@@ -67,9 +79,33 @@ def token_values(model: nn.Module, batch: TokenBatch) -> TokenValues:
     return TokenValues(**scored, reward=batch.reward, is_action=batch.is_action, is_state=batch.is_state)
 
 
+def _require_same_vocabulary(policy: PreTrainedModel, other: PreTrainedModel, name: str, reason: str) -> None:
+    n_policy, n_other = (model.config.get_text_config().vocab_size for model in (policy, other))
+    if n_policy != n_other:
+        raise ValueError(f"policy has {n_policy} tokens, {name} {n_other}: {reason}")
+
+
+def _require_right_padding(is_token: Tensor) -> None:
+    resumes = is_token[:, 1:] & ~is_token[:, :-1]
+    if resumes.any():
+        rows = resumes.any(-1).nonzero().squeeze(-1).tolist()
+        raise ValueError(
+            f"rows {rows} of the batch have padding before a token; needed right-padded rows (a TokenBatch is): "
+            "was the tokenizer's padding_side 'left'?"
+        )
+
+
 def _last_hidden(model: PreTrainedModel, input_ids: Tensor, is_token: Tensor) -> Tensor:
     trunk = getattr(model, model.base_model_prefix)
     return trunk(input_ids=input_ids, attention_mask=is_token.long(), use_cache=False).last_hidden_state
+
+
+def _most_chunks(is_action: Tensor, chunk_size: int) -> int:
+    """Chunks that the rank with the most actions needs; all ranks run the same step, so all of them ask."""
+    n_chunks = (is_action.sum() + chunk_size - 1) // chunk_size
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(n_chunks, op=dist.ReduceOp.MAX)
+    return int(n_chunks.item())
 
 
 def _scatter(scored: Tensor, is_action: Tensor) -> Tensor:

@@ -27,20 +27,29 @@ def score_tokens(
     chosen: Tensor,
     *,
     chunk_size: int,
+    n_chunks: int = 0,
 ) -> TokenLogProbs:
     """Score `chosen` [N] under policy and reference from their final hidden states [N, D].
 
     Logits exist for `chunk_size` positions at a time and are recomputed in the backward pass, so memory does not grow
     with N times the vocabulary. Reductions run in float32 (float64 stays float64).
+
+    The heads are called at least `n_chunks` times, with no position if none is left: engines that gather weights in a
+    collective (ZeRO-3) need the same number of calls on every rank.
     """
+    n_empty = max(0, n_chunks - -(-len(chosen) // chunk_size))
     chunks = [
-        checkpoint(_score_chunk, h, head, ref_h, ref_head, ids, use_reentrant=False)
+        checkpoint(_score_chunk, h, head, ref_h, ref_head, ids, use_reentrant=False, preserve_rng_state=False)
         for h, ref_h, ids in zip(
-            hidden.split(chunk_size), ref_hidden.split(chunk_size), chosen.split(chunk_size), strict=True
+            *(_chunks(x, chunk_size, n_empty=n_empty) for x in (hidden, ref_hidden, chosen)), strict=True
         )
     ]
     logp, ref_logp, kl, entropy = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     return TokenLogProbs(logp, ref_logp, kl, entropy)
+
+
+def _chunks(x: Tensor, chunk_size: int, *, n_empty: int) -> tuple[Tensor, ...]:
+    return (*x.split(chunk_size), *(x[:0] for _ in range(n_empty)))
 
 
 def _score_chunk(

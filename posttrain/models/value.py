@@ -9,36 +9,74 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import cached_file
+
+from posttrain.models.dropout import switch_dropout_off
+
+HEAD = "score.weight"
+
+
+class ValueHead(nn.Linear):
+    """hidden -> V without bias, in float32 whatever the trunk, the engine or autocast does.
+
+    bfloat16 has steps of 2^-8 below V = 1, as coarse as the differences a search ranks by.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight.shape[1], 1, bias=False)
+        self.weight = nn.Parameter(weight if weight.dtype == torch.float64 else weight.float())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.to(dtype), self.weight.to(dtype))
 
 
 def value_model_from_policy(policy_path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
-    """A copy of the policy's trunk under a zero head, so V = 0 at step 0 (paper: full separate copy, no LM head)."""
+    """A copy of the policy's trunk under a zero head, so V = 0 at step 0 (paper: full separate copy, no LM head).
+
+    Raises ValueError when any weight of the trunk is missing from the files.
+    """
     config = AutoConfig.from_pretrained(policy_path, num_labels=1)
     config.problem_type = "regression"
-    model = AutoModelForSequenceClassification.from_pretrained(policy_path, config=config, dtype=dtype)
-    model.score = _float32_head(model.score)
-    nn.init.zeros_(model.score.weight)
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        policy_path, config=config, dtype=dtype, output_loading_info=True
+    )
+    missing = sorted(set(info["missing_keys"]) - {HEAD})
+    if missing:
+        raise ValueError(f"{policy_path} lacks {missing}: the value model would start from a random trunk")
+    _require_score_layer(model)
+    # A fresh tensor, not zeros_ on the loaded one: under ZeRO-3 the loaded one is an empty shard.
+    model.score = ValueHead(torch.zeros(1, config.get_text_config().hidden_size, dtype=dtype))
+    switch_dropout_off(model)
     return model
 
 
 def load_value_model(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
     """Load a trained value model; a missing or non-finite head is an error, never a fresh initialisation.
 
+    The trunk is held in `dtype`, the head exactly as it was saved.
     Raises ValueError naming the keys that are missing, or that the head holds NaN or Inf.
     """
+    n_labels = AutoConfig.from_pretrained(path).num_labels
     model, info = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(
-            f"{path} lacks {sorted(info['missing_keys'])}: a value model needs `score.weight`. "
+            f"{path} lacks {sorted(info['missing_keys'])}: a value model needs `{HEAD}`. "
             f"Is this a policy? Start one from a policy with value_model_from_policy."
         )
-    if model.config.num_labels != 1:
-        raise ValueError(f"{path} has num_labels={model.config.num_labels}, a value model has 1")
-    if not torch.isfinite(model.score.weight).all():
-        raise ValueError(f"{path}: score.weight holds NaN or Inf; the run that wrote it had diverged")
-    model.score = _float32_head(model.score)
+    if n_labels != 1:
+        raise ValueError(f"{path} has num_labels={n_labels}, a value model has 1: is this a classifier?")
+    _require_score_layer(model)
+    weight = _stored_head(path)
+    if not torch.isfinite(weight).all():
+        raise ValueError(f"{path}: {HEAD} holds NaN or Inf; the run that wrote it had diverged")
+    model.score = ValueHead(weight)
+    switch_dropout_off(model)
     return model
 
 
@@ -46,11 +84,23 @@ def values_at_every_position(model: nn.Module, input_ids: Tensor, is_token: Tens
     """V of each prefix ids[:, : t + 1], [B, L] float32; positions on padding hold no meaning."""
     trunk = getattr(model, model.base_model_prefix)
     hidden = trunk(input_ids=input_ids, attention_mask=is_token.long(), use_cache=False).last_hidden_state
-    return model.score(hidden.to(model.score.weight.dtype)).squeeze(-1)
+    return model.score(hidden).squeeze(-1)
 
 
-def _float32_head(head: nn.Module) -> nn.Linear:
-    """The same weight, held in float32: bfloat16 near V = 1 has steps of 2^-8."""
+def _require_score_layer(model: PreTrainedModel) -> None:
+    head = model._modules.get("score")
     if not isinstance(head, nn.Linear) or head.bias is not None:
-        raise TypeError(f"expected the value head to be a Linear without bias, found {head}")
-    return head if head.weight.dtype == torch.float64 else head.float()
+        raise ValueError(
+            f"{type(model).__name__} has {head} as `score`, needed a Linear without bias: "
+            "choose a decoder whose sequence classifier reads the last token (Llama, Qwen2, GPT-2, Mistral, ...)"
+        )
+
+
+def _stored_head(path: str | Path) -> Tensor:
+    """The head in the dtype it was saved in; from_pretrained would round it to the trunk's."""
+    folder = Path(cached_file(path, "config.json")).parent
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            if HEAD in tensors.keys():  # noqa: SIM118 - safe_open has no __contains__
+                return tensors.get_tensor(HEAD)
+    raise ValueError(f"{path}: no safetensors file holds `{HEAD}`; save the value model with save_pretrained")

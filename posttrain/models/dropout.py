@@ -1,0 +1,25 @@
+"""Dropout off, for good: policy and reference must agree exactly at step 0 and a value must not be noisy."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def switch_dropout_off(model: PreTrainedModel) -> None:
+    """Set every dropout rate of `model` to 0, in training mode too; modules keep their names and weights.
+
+    Architectures keep rates in three places: nn.Dropout modules, plain attributes of attention layers, and the config
+    that functional calls read on every forward. All three are covered; layer drop counts as dropout.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        _zero_drop_rates(module)
+    _zero_drop_rates(model.config)
+
+
+def _zero_drop_rates(owner: object) -> None:
+    for name, rate in list(vars(owner).items()):
+        if "drop" in name and isinstance(rate, float):
+            setattr(owner, name, 0.0)

@@ -1,0 +1,100 @@
+"""One AdamW over several networks, each with its own learning rate and its own clip norm."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A part of the trained module that is optimised on its own terms."""
+
+    name: str  # the attribute that holds it: "policy" owns every parameter "policy.*"
+    learning_rate: float
+    max_grad_norm: float | None  # L2 norm that the network's gradient is scaled down to; None leaves it alone
+
+
+@dataclass(frozen=True, slots=True)
+class AdamWSettings:
+    """What the networks share. Weight decay is decoupled and spares biases and normalisation weights."""
+
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+
+
+def network_parameters(model: nn.Module, networks: Sequence[Network]) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters of each network.
+
+    Raises ValueError when a trainable parameter belongs to no network (it would never be updated) or a network has none.
+    """
+    owned: dict[str, list[nn.Parameter]] = {network.name: [] for network in networks}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        owner = name.split(".", 1)[0]
+        if owner not in owned:
+            raise ValueError(
+                f"parameter '{name}' is trainable but belongs to none of the networks {sorted(owned)}: "
+                "freeze it with requires_grad_(False) or name its network"
+            )
+        owned[owner].append(parameter)
+    for name, parameters in owned.items():
+        if not parameters:
+            raise ValueError(f"network '{name}' has no trainable parameter: is it frozen, or named differently?")
+    return owned
+
+
+def build_optimizer(
+    model: nn.Module, networks: Sequence[Network], settings: AdamWSettings, *, decayed: Collection[str]
+) -> torch.optim.AdamW:
+    """AdamW with up to two groups per network: the parameters named in `decayed`, and the rest with weight decay 0."""
+    network_parameters(model, networks)
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = []
+    for network in networks:
+        own = [(name, parameter) for name, parameter in named if name.split(".", 1)[0] == network.name]
+        for is_decayed, weight_decay in ((True, settings.weight_decay), (False, 0.0)):
+            parameters = [parameter for name, parameter in own if (name in decayed) == is_decayed]
+            if parameters:
+                groups.append({"params": parameters, "lr": network.learning_rate, "weight_decay": weight_decay})
+    return torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps)
+
+
+def clip_scale(norm: float, max_norm: float | None) -> float:
+    """The factor min(1, max_norm / norm) that brings a gradient of this norm down to `max_norm`."""
+    return 1.0 if max_norm is None or norm <= max_norm else max_norm / norm
+
+
+class Gradients:
+    """The gradients of each network between the backward pass and the optimiser step: their norms, and scaling them.
+
+    Plain tensors (one process, DDP: reduced already, whole on each rank) and FSDP2's DTensors.
+    """
+
+    def __init__(self, parameters: Mapping[str, Sequence[nn.Parameter]]) -> None:
+        self._parameters = parameters
+
+    def norms(self) -> dict[str, float]:
+        """Global L2 norm of each network's gradient, the same number on every rank."""
+        return {name: self._norm(parameters) for name, parameters in self._parameters.items()}
+
+    def scale(self, network: str, factor: float) -> None:
+        """Multiply the gradient of one network in place."""
+        for parameter in self._parameters[network]:
+            if parameter.grad is not None:
+                _local(parameter.grad).mul_(factor)
+
+    def _norm(self, parameters: Sequence[nn.Parameter]) -> float:
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+
+def _local(gradient: Tensor) -> Tensor:
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient

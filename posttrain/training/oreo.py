@@ -1,0 +1,168 @@
+"""`posttrain oreo`: a policy and its value function from offline rows with rewards (arXiv 2412.16145 v2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from posttrain.data.audit import Audit, prepare
+from posttrain.data.collate import EncodedDataset, StateLevel, collate
+from posttrain.data.rows import parse_trajectory
+from posttrain.data.sources import read_rows
+from posttrain.losses import Objective, Term, effective_temperature, oreo_step, oreo_token
+from posttrain.models.actor_critic import ActorCritic, token_values
+from posttrain.models.policy import load_policy
+from posttrain.models.value import load_value_model, value_model_from_policy
+from posttrain.schema import EncodedTrajectory, TokenBatch, TokenValues
+from posttrain.training.metrics import MetricsFile
+from posttrain.training.optimizer import Network
+from posttrain.training.oreo_config import OreoConfig
+from posttrain.training.provenance import write_run_card
+from posttrain.training.trainer import ObjectiveTrainer
+
+POLICY_TERMS = ("policy", "kl_ref")  # the terms of OREO that move the policy
+OBJECTIVES = {StateLevel.TOKEN: oreo_token, StateLevel.STEP: oreo_step}
+
+
+def train_oreo(config: OreoConfig) -> Path:
+    """Run OREO as the config says; the returned run folder holds `policy/` and `value/` as Hugging Face folders.
+
+    Prints what became of the rows before anything is loaded. Raises RowsError for data that cannot be used and
+    NonFiniteError when a loss or gradient is NaN or Inf.
+    """
+    run_dir = Path(config.output_dir)
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    encoded, audits = read_trajectories(config, tokenizer)
+    if config.process_index == 0:
+        for audit in audits:
+            print(audit.table())
+        print(f"effective temperature {effective_temperature(beta=config.beta, alpha=config.alpha):.4g} nats per reward")
+        write_run_card(run_dir, config.to_dict(), {audit.source: audit.sha256 for audit in audits})
+    trainer = build_trainer(config, load_networks(config), encoded, tokenizer)
+    trainer.add_callback(MetricsFile())
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model()
+    return run_dir
+
+
+def read_trajectories(
+    config: OreoConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[EncodedTrajectory], list[Audit]]:
+    """The rows of all sources in order, numbered through, and the account of each source."""
+    encoded: list[EncodedTrajectory] = []
+    audits: list[Audit] = []
+    for source in config.train_data:
+        prepared = prepare(
+            read_rows(source, parse_trajectory, on_bad_row=config.on_bad_row),
+            tokenizer,
+            max_length=config.max_length,
+            step_delimiters=config.step_delimiters,
+            max_dropped_fraction=config.max_dropped_fraction,
+        )
+        n_before = sum(audit.n_read - audit.n_bad for audit in audits)
+        encoded += [dataclasses.replace(row, row_id=n_before + row.row_id) for row in prepared.encoded]
+        audits.append(prepared.audit)
+    return encoded, audits
+
+
+class ValueWarmup(TrainerCallback):
+    """An objective whose policy terms have coefficient 0 until the value has learned alone for `n_steps` steps."""
+
+    def __init__(self, objective: Objective, n_steps: int) -> None:
+        self._objective = objective
+        self._n_steps = n_steps
+        self._is_warming_up = n_steps > 0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._is_warming_up = state.global_step < self._n_steps
+
+    def __call__(self, values: TokenValues) -> tuple[Term, ...]:
+        terms = self._objective(values)
+        if not self._is_warming_up:
+            return terms
+        return tuple(dataclasses.replace(term, coef=0.0) if term.name in POLICY_TERMS else term for term in terms)
+
+
+def load_networks(config: OreoConfig) -> ActorCritic:
+    """Policy, value model and frozen reference, each from its own folder or Hub id, in the dtype of the config."""
+    dtype = getattr(torch, config.dtype)
+    if config.value_model is None:
+        value = value_model_from_policy(config.model, dtype=dtype)
+    else:
+        value = load_value_model(config.value_model, dtype=dtype)
+    return ActorCritic(
+        policy=load_policy(config.model, dtype=dtype),
+        value=value,
+        reference=load_policy(config.reference or config.model, dtype=dtype),
+        chunk_size=config.log_prob_chunk_size,
+    )
+
+
+def build_trainer(
+    config: OreoConfig,
+    model: ActorCritic,
+    encoded: Sequence[EncodedTrajectory],
+    tokenizer: PreTrainedTokenizerBase,
+) -> ObjectiveTrainer:
+    """The trainer of one OREO run; `encoded` holds the rewards of the data, which the config's reward map transforms."""
+    objective = ValueWarmup(
+        partial(OBJECTIVES[config.level], beta=config.beta, alpha=config.alpha), config.value_warmup_steps
+    )
+    rows = [map_reward(row, config.reward_map) for row in encoded]
+    return ObjectiveTrainer(
+        model,
+        config,
+        forward=forward,
+        objective=objective,
+        count_units=count_sequences,
+        networks=(
+            Network("policy", config.policy_learning_rate, config.policy_max_grad_norm),
+            Network("value", config.value_learning_rate, config.value_max_grad_norm),
+        ),
+        train_dataset=EncodedDataset(rows),
+        data_collator=partial(collate, pad_id=pad_id(tokenizer), states=config.level),
+        processing_class=tokenizer,
+        callbacks=[objective],
+    )
+
+
+def forward(model: nn.Module, batch: dict[str, Tensor]) -> TokenValues:
+    """What the networks say about a collated batch."""
+    return token_values(model, TokenBatch(**batch))
+
+
+def count_sequences(batch: dict[str, Tensor]) -> dict[str, float]:
+    """OREO averages over sequences, each of them a mean over its states."""
+    return {"sequence": len(batch["row_id"])}
+
+
+def map_reward(row: EncodedTrajectory, reward_map: tuple[float, float]) -> EncodedTrajectory:
+    """scale · R + shift for the reward R of the whole row; the shift falls on the last action."""
+    scale, shift = reward_map
+    reward = [scale * r for r in row.reward]
+    reward[max(index for index, is_action in enumerate(row.is_action) if is_action)] += shift
+    return dataclasses.replace(row, reward=tuple(reward))
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any id will do, since padding is masked everywhere; tokenizers without a pad token give EOS, or 0."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return candidate
+    return 0

@@ -1,0 +1,124 @@
+"""What an OREO run can be told."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from transformers import TrainingArguments
+
+from posttrain.data.collate import StateLevel
+from posttrain.data.sources import OnBadRow
+from posttrain.losses.oreo import REWARD_MAP
+
+
+@dataclass(kw_only=True)
+class OreoConfig(TrainingArguments):
+    """Train a policy and its value function with OREO on rows that carry rewards.
+
+    The hyper-parameters of the paper are in recipes/oreo.
+    """
+
+    model: str = field(
+        metadata={"help": "Policy to start from: a folder or Hub id of a causal LM.", "group": "models"}
+    )
+    reference: str | None = field(
+        default=None, metadata={"help": "Frozen reference of the KL penalty; default: the model.", "group": "models"}
+    )
+    value_model: str | None = field(
+        default=None,
+        metadata={"help": "Value model to start from; default: the model's trunk with a zero head.", "group": "models"},
+    )
+    dtype: Literal["float32", "bfloat16", "float64"] = field(
+        default="float32",
+        metadata={"help": "Dtype of the weights as loaded. With bf16=true keep float32 here.", "group": "models"},
+    )
+    train_data: list[str] = field(
+        metadata={"help": "Trajectory rows: .jsonl or .parquet files, or Hub ids owner/name:config:split.", "group": "data"},
+    )
+    on_bad_row: OnBadRow = field(
+        default=OnBadRow.ERROR, metadata={"help": "What a row that cannot be read does: stop, or be counted.", "group": "data"}
+    )
+    max_length: int = field(
+        default=2048, metadata={"help": "Longest row in tokens, prompt included; longer ones drop.", "group": "data"}
+    )
+    max_dropped_fraction: float = field(
+        default=0.05, metadata={"help": "Stop if more than this share of the rows is dropped.", "group": "data"}
+    )
+    reward_map: tuple[float, float] = field(
+        default=REWARD_MAP,
+        metadata={"help": "(scale, shift): train on scale * reward + shift of each row.", "group": "data"},
+    )
+    level: StateLevel = field(
+        default=StateLevel.TOKEN,
+        metadata={"help": "What counts as one action: a token, or a reasoning step.", "group": "objective"},
+    )
+    step_delimiters: list[str] = field(
+        default_factory=lambda: ["\n"],
+        metadata={"help": "Texts that end a reasoning step; used by level=step.", "group": "objective"},
+    )
+    beta: float = field(
+        metadata={"help": "Temperature of the soft Bellman equation, > 0.", "group": "objective"}
+    )
+    alpha: float = field(
+        metadata={"help": "Weight of the exact KL(policy || reference).", "group": "objective"}
+    )
+    value_warmup_steps: int = field(
+        default=0,
+        metadata={"help": "Steps in which the value learns alone before the policy moves.", "group": "objective"},
+    )
+    policy_learning_rate: float = field(
+        metadata={"help": "Peak learning rate of the policy; replaces learning_rate.", "group": "optimizer"}
+    )
+    value_learning_rate: float = field(
+        metadata={"help": "Peak learning rate of the value model.", "group": "optimizer"}
+    )
+    policy_max_grad_norm: float | None = field(
+        default=1.0, metadata={"help": "Clip the policy's gradient to this L2 norm; null: never.", "group": "optimizer"}
+    )
+    value_max_grad_norm: float | None = field(
+        default=1.0, metadata={"help": "Clip the value's gradient to this L2 norm; null: never.", "group": "optimizer"}
+    )
+    log_prob_chunk_size: int = field(
+        default=1024,
+        metadata={"help": "Positions whose logits exist at a time; lower saves memory.", "group": "memory"},
+    )
+    # Inherited from TrainingArguments, with the defaults that this trainer needs.
+    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW (the reference code's value)."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Off: the two networks are clipped apart."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Off: rows are encoded already."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off: NaN and Inf stop the run instead."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Off: every parameter receives a gradient in every step."}
+    )
+
+    def __post_init__(self) -> None:
+        # The `linear` schedule and others scale each group's own rate; this one is only what transformers reports.
+        self.learning_rate = self.policy_learning_rate
+        self._choose_cpu_processes()
+        super().__post_init__()
+        self.level = StateLevel(self.level)
+        self.on_bad_row = OnBadRow(self.on_bad_row)
+        self._check()
+
+    def _choose_cpu_processes(self) -> None:
+        """Without an accelerator, processes of a launcher talk over gloo; accelerate would leave them unconnected."""
+        if torch.accelerator.is_available() or "LOCAL_RANK" not in os.environ:
+            return
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+            self.ddp_backend = "gloo"  # with use_cpu accelerate would not start DeepSpeed
+        else:
+            self.use_cpu = True
+
+    def _check(self) -> None:
+        if self.beta <= 0:
+            raise ValueError(f"beta is {self.beta}, it must be above 0: it divides the soft value function")
+        if self.alpha < 0:
+            raise ValueError(f"alpha is {self.alpha}, it must not be negative: it weighs a KL penalty")
+        if self.value_warmup_steps > 0 and self.weight_decay > 0:
+            raise ValueError(
+                f"weight_decay {self.weight_decay} would shrink the policy during the {self.value_warmup_steps} "
+                "value_warmup_steps: set one of them to 0"
+            )

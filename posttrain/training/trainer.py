@@ -1,0 +1,220 @@
+"""The one trainer of the language-model objectives: `forward` owns the networks, `objective` the maths, this the step.
+
+A step minimises  Σ_k coef_k · sum(value_k) / counts[unit_k]  with counts taken over all micro-batches and ranks of the
+step before its first forward pass. So the gradient does not depend on how a batch is split.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+
+from posttrain.losses import Counts, Objective, Term, total
+from posttrain.training.averages import TermAverages
+from posttrain.training.guards import FiniteGuard
+from posttrain.training.network_files import load_network, save_network
+from posttrain.training.optimizer import (
+    AdamWSettings,
+    Gradients,
+    Network,
+    build_optimizer,
+    clip_scale,
+    network_parameters,
+)
+from posttrain.training.safe_checkpointing import SafeCheckpointing
+
+Batch = dict[str, Tensor]
+Forward = Callable[[nn.Module, Batch], Any]  # networks and batch in, the *Values dataclass of the objective out
+CountUnits = Callable[[Batch], Mapping[str, float]]  # items of each unit that a micro-batch holds
+
+NON_FINITE_FOLDER = "non_finite"  # under the run folder
+
+
+class ObjectiveTrainer(SafeCheckpointing):
+    """Trains the networks of `model`, PreTrainedModels that are its attributes, on an objective made of summed terms.
+
+    Batches are dicts of tensors with a `row_id` [B]. Logs `loss` (what the step minimised), `loss/<term>` for terms that
+    carry a gradient, `<term>` for the others and `<network>/grad_norm`, each the exact average over the global batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        forward: Forward,
+        objective: Objective,
+        count_units: CountUnits,
+        networks: Sequence[Network],
+        train_dataset: Dataset,
+        data_collator: Callable[[Sequence[Any]], Batch],
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        _check_arguments(args)
+        self.forward = forward
+        self.objective = objective
+        self.count_units = count_units
+        self.networks = tuple(networks)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+        _check_accelerator(self.accelerator)
+        self._guard = FiniteGuard(Path(args.output_dir) / NON_FINITE_FOLDER, self.accelerator)
+        self._averages = TermAverages()
+        self._counts: Counts = {}
+        self._grad_norms: dict[str, float] = {}
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over the networks; transformers calls this once, before an engine takes the parameters over."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            settings = AdamWSettings(
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+                weight_decay=self.args.weight_decay,
+            )
+            decayed = set(self.get_decay_parameter_names(model))
+            self.optimizer = build_optimizer(model, self.networks, settings, decayed=decayed)
+        return self.optimizer
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], None]:
+        """The micro-batches of one step; counts their units over all ranks before any of them is used."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._counts = self._global_counts(batches)
+        self._averages.add_counts(self._counts)
+        return batches, None
+
+    def training_step(
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One micro-batch: forward, terms, backward; on the last one of a step also the guard and the clipping.
+
+        Returns this rank's share of the loss times the number of ranks, whose mean over ranks is the loss.
+        """
+        model.train()
+        batch = {name: tensor.to(self.args.device) for name, tensor in inputs.items()}
+        with self.compute_loss_context_manager():
+            terms = self.objective(self.forward(model, batch))
+        self._guard.watch(batch, terms)
+        self._averages.add_terms(terms)
+        # Every engine averages gradients over ranks; the counts are global already.
+        loss = (total(terms, self._counts) + _dormant(terms)) * self.accelerator.num_processes
+        self._backward(loss)
+        return loss.detach()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the averages of the terms and the gradient norms of the last step to a training log."""
+        if "loss" in logs:
+            norms = {f"{name}/grad_norm": norm for name, norm in self._grad_norms.items()}
+            joint = {"grad_norm": math.hypot(*self._grad_norms.values())}
+            logs = {**logs, **joint, **self._averages.drain(self.accelerator), **norms}
+        super().log(logs, start_time)
+
+    def save_weights(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
+        """One ordinary Hugging Face folder per trained network, tokenizer included."""
+        model = self.accelerator.unwrap_model(self.model)
+        state_dict = model.state_dict() if state_dict is None else state_dict
+        for network in self.networks:
+            save_network(folder / network.name, model.get_submodule(network.name), state_dict, prefix=network.name)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder / network.name)
+
+    def progress(self) -> dict[str, float]:
+        """The sums since the last log travel with a checkpoint, so that the next log is what it would have been."""
+        return {**super().progress(), **self._averages.state()}
+
+    def restore_progress(self, progress: dict[str, float]) -> None:
+        super().restore_progress(progress)
+        self._averages.restore(progress)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        for network in self.networks:
+            load_network(Path(resume_from_checkpoint) / network.name, self.model.get_submodule(network.name))
+
+    def _backward(self, loss: Tensor) -> None:
+        is_last = self.accelerator.sync_gradients
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+            self.accelerator.backward(loss)
+            if is_last:
+                self._before_optimizer_step()
+            return
+        # accelerate's DeepSpeed wrapper steps inside its backward; here the two are apart, with the guard between.
+        self.deepspeed.set_gradient_accumulation_boundary(is_last)
+        self.deepspeed.backward(loss, scale_wrt_gas=False)
+        if is_last:
+            self._before_optimizer_step()
+            self.deepspeed.step()
+
+    def _before_optimizer_step(self) -> None:
+        gradients = self._gradients()
+        self._grad_norms = gradients.norms()
+        self._guard.check(self.state.global_step, self._grad_norms)
+        for network in self.networks:
+            factor = clip_scale(self._grad_norms[network.name], network.max_grad_norm)
+            if factor < 1.0:
+                gradients.scale(network.name, factor)
+
+    def _gradients(self) -> Any:
+        parameters = network_parameters(self.model, self.networks)
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+            return Gradients(parameters)
+        from posttrain.training.zero import OwnedGradients, PartitionedGradients  # DeepSpeed is an optional dependency
+
+        is_stage_3 = self.deepspeed.zero_optimization_stage() == 3
+        return PartitionedGradients(parameters) if is_stage_3 else OwnedGradients(parameters)
+
+    def _global_counts(self, batches: Sequence[Batch]) -> Counts:
+        local: Counter[str] = Counter()
+        for batch in batches:
+            local.update(self.count_units(batch))
+        units = sorted(local)
+        counted = torch.tensor([local[unit] for unit in units], dtype=torch.float64, device=self.args.device)
+        return dict(zip(units, self.accelerator.reduce(counted, "sum").tolist(), strict=True))
+
+
+def _dormant(terms: Sequence[Term]) -> Tensor | float:
+    """0, but connected to the networks of terms with coefficient 0: DDP waits for the gradient of every parameter."""
+    return sum((0.0 * term.value.sum() for term in terms if term.coef == 0.0 and term.value.requires_grad), start=0.0)
+
+
+def _check_accelerator(accelerator: Accelerator) -> None:
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("mixed_precision is fp16, which scales the loss; use bf16 or no")
+    if accelerator.num_processes > 1 and accelerator.distributed_type == DistributedType.NO:
+        raise ValueError(
+            f"{accelerator.num_processes} processes were started, but nothing would average their gradients: "
+            "on a machine without GPU set use_cpu to true"
+        )
+
+
+def _check_arguments(args: TrainingArguments) -> None:
+    if args.max_grad_norm > 0:
+        raise ValueError(
+            f"max_grad_norm is {args.max_grad_norm}, but each network is clipped on its own: "
+            "set max_grad_norm to 0 and the clip norm of each network"
+        )
+    if args.remove_unused_columns:
+        raise ValueError("remove_unused_columns drops masks and row ids before they are collated: set it to false")
+    if args.n_gpu > 1:
+        raise ValueError(f"{args.n_gpu} GPUs in one process would use DataParallel: start with `accelerate launch`")
