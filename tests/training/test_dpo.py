@@ -14,10 +14,15 @@ from posttrain.data.fields import RowError
 from posttrain.data.sources import RowsError
 from posttrain.training.dpo import DpoBaselineConfig, build_dpo_trainer, encode_pairs, read_pairs, train_dpo
 from posttrain.training.metrics import METRICS, read_metrics
-from tests.training.conftest import PAIR_ID, ids_of
+from tests.training.char_model import PAIR_ID, ids_of, write_char_model
 
 EOS = 1
 TIMING = ("time", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
+
+
+@pytest.fixture(scope="module")
+def char_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_char_model(tmp_path_factory.mktemp("char_model"))
 
 
 def _config(model: Path, data: Path, run_dir: Path, **changes: Any) -> DpoBaselineConfig:
