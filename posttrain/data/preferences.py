@@ -39,10 +39,17 @@ def parse_unpaired_preference(obj: object, where: str) -> TrajectoryRow:
 
 
 def preference_pairs(rows: Sequence[TrajectoryRow], *, max_pairs: int, rng: random.Random) -> list[PreferenceRow]:
+    """The texts of `trajectory_pairs`, as TRL's preference rows."""
+    return [_pair(better, worse) for better, worse in trajectory_pairs(rows, max_pairs=max_pairs, rng=rng)]
+
+
+def trajectory_pairs(
+    rows: Sequence[TrajectoryRow], *, max_pairs: int, rng: random.Random
+) -> list[tuple[TrajectoryRow, TrajectoryRow]]:
     """At most `max_pairs` pairs per task, drawn without replacement from all (higher reward, lower reward) pairs.
 
     The paper's DPO baseline (arXiv 2412.16145, A.1) with binary rewards: the grid of right and wrong answers, 6, 10 or
-    5 pairs per question. Answers with equal text are never paired. Tasks keep the order of their first row.
+    5 pairs per question. Equal answers are never paired. Tasks keep the order of their first row.
     """
     by_task: dict[str, list[TrajectoryRow]] = {}
     for row in rows:
@@ -55,14 +62,21 @@ def total_reward(row: TrajectoryRow) -> float:
     return sum(step.reward for step in row.step_rewards) if row.reward is None else row.reward
 
 
-def _task_pairs(task: Sequence[TrajectoryRow], max_pairs: int, rng: random.Random) -> list[PreferenceRow]:
+def _task_pairs(
+    task: Sequence[TrajectoryRow], max_pairs: int, rng: random.Random
+) -> list[tuple[TrajectoryRow, TrajectoryRow]]:
     grid = [
         (better, worse)
         for better in task
         for worse in task
-        if total_reward(better) > total_reward(worse) and better.completion != worse.completion
+        if total_reward(better) > total_reward(worse) and _answer(better) != _answer(worse)
     ]
-    return [_pair(better, worse) for better, worse in rng.sample(grid, min(max_pairs, len(grid)))]
+    return rng.sample(grid, min(max_pairs, len(grid)))
+
+
+def _answer(row: TrajectoryRow) -> object:
+    """The text, or the tokens of a row that holds nothing else."""
+    return row.input_ids if row.completion is None else row.completion
 
 
 def _pair(better: TrajectoryRow, worse: TrajectoryRow) -> PreferenceRow:

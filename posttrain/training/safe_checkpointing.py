@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class SafeCheckpointing(Trainer):
     """
 
     _staging: Path | None = None  # the folder being filled, while a checkpoint is written
+    _resumed_from: Path | None = None  # until its progress has been taken up
 
     def train(
         self,
@@ -68,7 +70,20 @@ class SafeCheckpointing(Trainer):
         `resume_from_checkpoint` is a folder; True for the newest complete one (ValueError when there is none); or
         "latest" for the newest complete one or, when there is none, the start.
         """
-        return super().train(self._checkpoint_to_resume(resume_from_checkpoint), trial, ignore_keys_for_eval)
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        self._resumed_from = None if checkpoint is None else Path(checkpoint)
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of one step; before the first of a resumed run, what was summed up is restored."""
+        if self._resumed_from is not None:
+            saved = self._resumed_from / f"progress_{self.args.process_index}.json"
+            if saved.is_file():  # absent on ranks that the saved run did not have
+                self.restore_progress(json.loads(saved.read_text()))
+            self._resumed_from = None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def save_weights(self, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
         """Write the model as a folder that `from_pretrained` reads; `state_dict` is what an engine has gathered."""
@@ -83,10 +98,7 @@ class SafeCheckpointing(Trainer):
         return {"loss_since_log": self._tr_loss.item(), "last_logged_step": self._globalstep_last_logged}
 
     def restore_progress(self, progress: dict[str, Any]) -> None:
-        """Take up what `progress` returned; called once after a resume, before the first training step.
-
-        The batches of that step may have been fetched already, so add to what `get_batch_samples` has summed up.
-        """
+        """Take up what `progress` returned; called once after a resume, before the first batch is fetched."""
         self._tr_loss = torch.full_like(self._tr_loss, progress["loss_since_log"])
         self._globalstep_last_logged = int(progress["last_logged_step"])
 
@@ -220,7 +232,6 @@ class SafeCheckpointing(Trainer):
             )
             return
         load_rng_state(folder / f"rng_state_{rank}.json")
-        self.restore_progress(json.loads((folder / f"progress_{rank}.json").read_text()))
 
     def _engine_owns_schedule(self) -> bool:
         return self.is_deepspeed_enabled and isinstance(self.lr_scheduler, DeepSpeedSchedulerWrapper)

@@ -25,38 +25,47 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("unbroken")
-    assert _start(run_dir).wait() == 0
+    run_dir = tmp_path_factory.mktemp("unbroken") / "run"
+    assert _start("oreo", run_dir).wait() == 0
     return run_dir
 
 
 @pytest.mark.parametrize("trial", range(5))
 def test_run_equals_unbroken_run_after_kill_at_a_random_step(unbroken: Path, tmp_path: Path, trial: int) -> None:
     step = random.Random(trial).randint(SAVE_STEPS + 1, N_STEPS - 10)
-    _kill_after_step(tmp_path, step)
-    assert _start(tmp_path).wait() == 0
-    _assert_same_run(tmp_path, unbroken)
+    _kill_after_step("oreo", tmp_path / "run", step)
+    assert _start("oreo", tmp_path / "run").wait() == 0
+    _assert_same_run(tmp_path / "run", unbroken)
 
 
-@pytest.mark.parametrize("file", ["/progress_0.json", "/COMPLETE"])
+def test_run_with_dropout_equals_unbroken_run_after_kill(tmp_path: Path) -> None:
+    assert _start("dropout", tmp_path / "unbroken").wait() == 0
+    _kill_after_step("dropout", tmp_path / "run", step=37)
+    assert _start("dropout", tmp_path / "run").wait() == 0
+    _assert_same_run(tmp_path / "run", tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("file", [".progress_0.json.partial", "COMPLETE"])
 def test_run_equals_unbroken_run_after_kill_amid_a_checkpoint(unbroken: Path, tmp_path: Path, file: str) -> None:
-    assert _start(tmp_path, f"checkpoint-{3 * SAVE_STEPS}{file}").wait() == -signal.SIGKILL
+    run_dir = tmp_path / "run"
+    assert _start("oreo", run_dir, f"checkpoint-{3 * SAVE_STEPS}/{file}").wait() == -signal.SIGKILL
     # The third save was cut: at best its folder has its name but no marker, so the second one is the newest whole.
-    assert latest_complete_checkpoint(tmp_path) == tmp_path / f"checkpoint-{2 * SAVE_STEPS}"
-    assert _start(tmp_path).wait() == 0
-    _assert_same_run(tmp_path, unbroken)
+    assert latest_complete_checkpoint(run_dir) == run_dir / f"checkpoint-{2 * SAVE_STEPS}"
+    assert _start("oreo", run_dir).wait() == 0
+    _assert_same_run(run_dir, unbroken)
 
 
 def test_run_equals_unbroken_run_when_newest_checkpoint_is_damaged(unbroken: Path, tmp_path: Path) -> None:
-    _kill_after_step(tmp_path, 4 * SAVE_STEPS)
-    newest = latest_complete_checkpoint(tmp_path)
+    run_dir = tmp_path / "run"
+    _kill_after_step("oreo", run_dir, 4 * SAVE_STEPS)
+    newest = latest_complete_checkpoint(run_dir)
     assert newest is not None
-    weights = newest / "model.safetensors"
+    weights = newest / "value/model.safetensors"
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1  # one bit, in the middle of the tensors
     weights.write_bytes(content)
-    assert _start(tmp_path).wait() == 0
-    _assert_same_run(tmp_path, unbroken)
+    assert _start("oreo", run_dir).wait() == 0
+    _assert_same_run(run_dir, unbroken)
 
 
 def test_run_holds_no_pickle_when_it_has_ended(unbroken: Path) -> None:
@@ -68,17 +77,16 @@ def test_two_newest_checkpoints_stay_when_the_limit_is_two(unbroken: Path) -> No
     assert [path.name for path in list_checkpoints(unbroken)] == ["checkpoint-77", "checkpoint-80"]
 
 
-def _start(run_dir: Path, *arguments: str) -> subprocess.Popen[bytes]:
+def _start(kind: str, run_dir: Path, *kill_at_file: str) -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(RUN), kind, str(run_dir), *kill_at_file]
     with run_dir.with_suffix(".log").open("a") as log:  # beside the run: to be read when a test fails
-        return subprocess.Popen(
-            [sys.executable, str(RUN), str(run_dir), *arguments], env=environment, stdout=log, stderr=log
-        )
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
-def _kill_after_step(run_dir: Path, step: int) -> None:
+def _kill_after_step(kind: str, run_dir: Path, step: int) -> None:
     """SIGKILL from outside, at whatever the process is doing once it has logged `step`."""
-    process = _start(run_dir)
+    process = _start(kind, run_dir)
     while process.poll() is None:
         if (run_dir / METRICS).exists() and any(row["step"] >= step for row in read_metrics(run_dir / METRICS)):
             process.kill()
@@ -91,10 +99,12 @@ def _assert_same_run(resumed: Path, unbroken: Path) -> None:
     assert _history(resumed) == _history(unbroken)
     last = f"checkpoint-{N_STEPS}"
     verify_checkpoint(resumed / last)
-    for name in ("model.safetensors", f"{last}/model.safetensors", f"{last}/optimizer.safetensors"):
+    tensors = {path.relative_to(unbroken) for path in unbroken.glob("**/*.safetensors")}
+    assert len(tensors) >= 3  # the weights, the last checkpoint's weights and its optimiser state
+    for name in sorted(tensors):
         assert (resumed / name).read_bytes() == (unbroken / name).read_bytes(), name
-    rng = f"{last}/rng_state_0.json"
-    assert (resumed / rng).read_text() == (unbroken / rng).read_text()
+    for name in ("rng_state_0.json", "scheduler.json", "progress_0.json", "optimizer.json"):
+        assert (resumed / last / name).read_text() == (unbroken / last / name).read_text(), name
 
 
 def _history(run_dir: Path) -> list[dict[str, float]]:

@@ -1,0 +1,185 @@
+"""`posttrain dpo`: the peer baseline, trl's DPO on pairs made from rewarded trajectories or on preference rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl import DPOConfig
+
+from posttrain.data.audit import prepare
+from posttrain.data.fields import RowError
+from posttrain.data.preferences import trajectory_pairs
+from posttrain.data.rows import parse_preference, parse_trajectory
+from posttrain.data.sources import OnBadRow, Rows, RowsError, read_rows
+from posttrain.models.policy import frozen_copy, load_policy
+from posttrain.schema import EncodedTrajectory, TrajectoryRow
+from posttrain.training.answers import as_trajectory, is_trajectory
+from posttrain.training.metrics import MetricsFile
+from posttrain.training.provenance import write_run_card
+from posttrain.training.trl_trainers import DpoTrainer
+
+Pair = dict[str, list[int]]  # prompt_ids, chosen_ids, rejected_ids
+
+
+@dataclass(kw_only=True)
+class DpoBaselineConfig(DPOConfig):
+    """Train a causal LM with DPO against its frozen starting point (arXiv 2305.18290), through trl's DPOTrainer."""
+
+    model: str = field(metadata={"help": "Model to start from: a folder or Hub id of a causal LM.", "group": "models"})
+    reference: str | None = field(
+        default=None, metadata={"help": "Frozen reference policy; default: the model.", "group": "models"}
+    )
+    dtype: Literal["float32", "bfloat16", "float64"] = field(
+        default="float32",
+        metadata={"help": "Dtype of the weights as loaded. With bf16=true keep float32 here.", "group": "models"},
+    )
+    train_data: list[str] = field(
+        metadata={
+            "help": "JSONL or Parquet files, or Hub ids: trajectory rows, paired within each task_id by reward, or "
+            "preference rows (prompt, chosen, rejected).",
+            "group": "data",
+        },
+    )
+    max_pairs_per_task: int = field(
+        default=6,  # arXiv 2412.16145, A.1, for the 1.5B model
+        metadata={"help": "Pairs drawn per task_id from better times worse answers.", "group": "data"},
+    )
+    on_bad_row: Literal["error", "skip"] = field(
+        default="error",
+        metadata={"help": "What a row that cannot be read does: stop, or be counted.", "group": "data"},
+    )
+    max_length: int = field(
+        default=2048,
+        metadata={"help": "Longest answer in tokens, prompt included; longer ones drop.", "group": "data"},
+    )
+    max_dropped_fraction: float = field(
+        default=0.05, metadata={"help": "Stop if more than this share of the answers is dropped.", "group": "data"}
+    )
+    # Inherited from trl, with defaults that suit a small model on any machine.
+    bf16: bool = field(default=False, metadata={"help": "Mixed precision in bfloat16."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_pairs_per_task < 1:
+            raise ValueError(f"max_pairs_per_task is {self.max_pairs_per_task}, needs at least 1")
+
+
+def train_dpo(config: DpoBaselineConfig) -> Path:
+    """Train and return the run folder.
+
+    It is a Hugging Face model folder with its tokenizer, beside run.json, metrics.jsonl and the checkpoints.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    pairs, data_sha256 = read_pairs(config, tokenizer)
+    trainer = build_dpo_trainer(config, pairs, tokenizer)
+    if trainer.is_world_process_zero():
+        write_run_card(Path(config.output_dir), config.to_dict(), data_sha256)
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model()
+    return Path(config.output_dir)
+
+
+def read_pairs(config: DpoBaselineConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Pair], dict[str, str]]:
+    """Read, encode and pair the answers of all sources and print what became of them; also source -> sha256.
+
+    Raises RowsError when no pair can be made.
+    """
+    rng = random.Random(config.seed)
+    pairs: list[Pair] = []
+    data_sha256: dict[str, str] = {}
+    for source in config.train_data:
+        parsed = read_rows(source, parse_answers, on_bad_row=OnBadRow(config.on_bad_row))
+        answers = Rows(
+            parsed.source,
+            tuple(answer for answers in parsed.rows for answer in answers),
+            parsed.n_read,
+            parsed.n_bad,
+            parsed.sha256,
+        )
+        prepared = prepare(
+            answers,
+            tokenizer,
+            max_length=config.max_length,
+            step_delimiters=(),
+            max_dropped_fraction=config.max_dropped_fraction,
+        )
+        made = encode_pairs(answers.rows, prepared.encoded, max_pairs=config.max_pairs_per_task, rng=rng)
+        pairs += made
+        data_sha256[source] = parsed.sha256
+        if config.should_log:
+            print(f"{prepared.audit.table()}\n  pairs made: {len(made):,}")
+    if not pairs:
+        raise RowsError(
+            f"{', '.join(config.train_data)}: no pair of a better and a worse answer to one task: "
+            "are there several answers per task_id, with different rewards?"
+        )
+    return pairs, data_sha256
+
+
+def parse_answers(obj: object, where: str) -> tuple[TrajectoryRow, ...]:
+    """A trajectory row; or the two answers of a preference row as a task of their own, with rewards 1 and 0."""
+    if is_trajectory(obj):
+        return (parse_trajectory(obj, where),)
+    row = parse_preference(obj, where)
+    return (
+        as_trajectory(row.prompt, row.chosen, where=where, task_id=where, reward=1.0),
+        as_trajectory(row.prompt, row.rejected, where=where, task_id=where, reward=0.0),
+    )
+
+
+def encode_pairs(
+    rows: Sequence[TrajectoryRow], encoded: Sequence[EncodedTrajectory], *, max_pairs: int, rng: random.Random
+) -> list[Pair]:
+    """Pairs among the encoded rows, as the token ids that were recorded or encoded for each answer.
+
+    Raises RowError for an answer with several stretches of actions, and for two answers to different prompts.
+    """
+    by_row = {rows[item.row_id]: item for item in encoded}
+    drawn = trajectory_pairs(list(by_row), max_pairs=max_pairs, rng=rng)
+    return [_pair(better, by_row[better], worse, by_row[worse]) for better, worse in drawn]
+
+
+def build_dpo_trainer(
+    config: DpoBaselineConfig, pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase
+) -> DpoTrainer:
+    """trl's trainer on encoded pairs, with the reference in memory and dropout off in both models."""
+    dtype = getattr(torch, config.dtype)
+    policy = load_policy(config.model, dtype=dtype)
+    reference = policy if config.reference is None else load_policy(config.reference, dtype=dtype)
+    return DpoTrainer(
+        model=policy,
+        ref_model=frozen_copy(reference),
+        args=config,
+        train_dataset=Dataset.from_list(list(pairs)),
+        processing_class=tokenizer,
+        callbacks=[MetricsFile()],
+    )
+
+
+def _pair(better: TrajectoryRow, chosen: EncodedTrajectory, worse: TrajectoryRow, rejected: EncodedTrajectory) -> Pair:
+    chosen_start, rejected_start = _answer_start(better, chosen), _answer_start(worse, rejected)
+    prompt = chosen.input_ids[:chosen_start]
+    if rejected.input_ids[:rejected_start] != prompt:
+        fault = f"has the task_id {better.task_id!r} of {better.where}, but other tokens before the answer"
+        raise RowError([f"{worse.where}: prompt: {fault}; expected one prompt per task"])
+    return {
+        "prompt_ids": list(prompt),
+        "chosen_ids": list(chosen.input_ids[chosen_start:]),
+        "rejected_ids": list(rejected.input_ids[rejected_start:]),
+    }
+
+
+def _answer_start(row: TrajectoryRow, encoded: EncodedTrajectory) -> int:
+    start = encoded.is_action.index(True)
+    if not all(encoded.is_action[start:]):
+        fault = "has tokens after or between its actions; DPO compares two answers, each of one stretch"
+        raise RowError([f"{row.where}: action_spans: {fault}"])
+    return start

@@ -1,0 +1,44 @@
+"""trl's SFT and DPO trainers with safe checkpoints, trained on token ids that our data layer has made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+from trl import DPOTrainer, SFTTrainer
+
+from posttrain.training.safe_checkpointing import SafeCheckpointing
+
+
+class TrlAverages(SafeCheckpointing):
+    """Carries the averages that trl's trainers keep between two logs, and their token count, across a resume."""
+
+    _metrics: dict[str, dict[str, list[float]]]  # "train" or "eval" -> name -> one number per micro-batch
+    _total_train_tokens: int
+
+    def progress(self) -> dict[str, Any]:
+        own = {"averages": dict(self._metrics["train"]), "total_train_tokens": self._total_train_tokens}
+        return {**super().progress(), **own}
+
+    def restore_progress(self, progress: dict[str, Any]) -> None:
+        super().restore_progress(progress)
+        self._metrics["train"].update(progress["averages"])
+        self._total_train_tokens = progress["total_train_tokens"]
+
+
+class SftTrainer(TrlAverages, SFTTrainer):
+    """trl's SFTTrainer; takes rows of `input_ids` and `labels`."""
+
+
+class DpoTrainer(TrlAverages, DPOTrainer):
+    """trl's DPOTrainer on rows of `prompt_ids`, `chosen_ids` and `rejected_ids`.
+
+    trl 1.16 always tokenises text, which would train on other actions than were sampled; its collator and its loss
+    take ids as they are.
+    """
+
+    def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
+        expected = {"prompt_ids", "chosen_ids", "rejected_ids"}
+        if not expected <= set(dataset.column_names):
+            raise ValueError(f"the {dataset_name} rows have {dataset.column_names}, expected {sorted(expected)}")
+        return dataset
