@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,14 +59,20 @@ def results(tokenizer, tmp_path_factory) -> dict:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     output = folder / "results.json"
-    outcome = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, str(SCRIPT), str(folder), str(output), "float32"],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=560,
+        start_new_session=True,
     )
-    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    try:
+        log, _ = process.communicate(timeout=560)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # vLLM's engine and workers would outlive it
+        raise
+    assert process.returncode == 0, log[-3000:]
     return json.loads(output.read_text())
 
 
