@@ -23,7 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config", "losses"),
     ("models", "data", "rewards", "vision", "control"),
     ("search",),
-    ("rollout", "training", "evaluation", "serve"),
+    ("rollout",),  # evaluation and serving sample through its engines
+    ("training", "evaluation", "serve"),
     ("quickstart",),
     ("cli",),
     ("__main__",),
