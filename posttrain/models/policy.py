@@ -25,7 +25,9 @@ def load_policy(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
     Raises ValueError when the files hold a value model or lack weights, or when the architecture transforms the logits
     after its output head, which the chunked log-probabilities would leave out.
     """
-    model, info = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues] - a pair, by the flag
+        path, dtype=dtype, output_loading_info=True
+    )
     if VALUE_HEAD in info["unexpected_keys"]:
         raise ValueError(f"{path} holds `{VALUE_HEAD}`: this is a value model, needed a policy (a causal LM)")
     if info["missing_keys"]:
