@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,48 @@ class Verb:
 
 
 VERBS = (
+    Verb(
+        "sft",
+        "Fine-tune on demonstrations, or on the correct rows of a collection (rejection sampling).",
+        config="posttrain.training.sft:SftConfig",
+        function="posttrain.training.sft:train_sft",
+    ),
+    Verb(
+        "oreo",
+        "Train a policy and its value function on rows that carry rewards (offline, soft Bellman).",
+        config="posttrain.training.oreo_config:OreoConfig",
+        function="posttrain.training.oreo:train_oreo",
+    ),
+    Verb(
+        "dpo",
+        "Train the DPO baseline on pairs made from rows that carry rewards.",
+        config="posttrain.training.dpo:DpoBaselineConfig",
+        function="posttrain.training.dpo:train_dpo",
+    ),
+    Verb(
+        "collect",
+        "Sample and grade answers to problems, and write them as rows that carry rewards.",
+        config="posttrain.rollout.collect:CollectConfig",
+        function="posttrain.rollout.collect:collect",
+    ),
+    Verb(
+        "data check",
+        "Read every row of a source; say what is wrong, where, and how many are dropped or truncated.",
+        config="posttrain.data.inspect:DataCheckConfig",
+        function="posttrain.data.inspect:data_check",
+    ),
+    Verb(
+        "data inspect",
+        "Show rows token by token: what is prompt, action, step start and reward.",
+        config="posttrain.data.inspect:DataInspectConfig",
+        function="posttrain.data.inspect:data_inspect",
+    ),
+    Verb(
+        "report",
+        "Write a run's tables and plots as one HTML page with PNG files.",
+        config="posttrain.evaluation.report:ReportConfig",
+        function="posttrain.evaluation.report:write_report",
+    ),
     Verb(
         "doctor",
         "Check this machine: versions, broken installs, GPU, disk, threads; says the fix.",
@@ -61,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(verb, [word for word in rest if word != "--traceback"])
     except ConfigError as error:
         return _report_error(f"posttrain {verb.name}", str(error))
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, ImportError) as error:
         if is_traceback_wanted:
             raise
@@ -89,13 +135,16 @@ def _find_verb(words: list[str]) -> tuple[Verb, list[str]] | None:
 
 
 def _unknown_verb(words: list[str]) -> str:
-    bare = [word for word in words[:2] if not word.startswith("-")]
-    family = [verb.name for verb in VERBS if verb.name.split()[0] == words[0]]
-    if family:
-        return f"'posttrain {words[0]}' needs a second word: {', '.join(family)}"
+    """What to say of words that name no verb: the nearest one, or the second words that fit the first."""
     names = [verb.name for verb in VERBS]
-    near = difflib.get_close_matches(" ".join(bare), names, n=1) or difflib.get_close_matches(words[0], names, n=1)
-    return f"unknown verb {words[0]!r}; " + (f"did you mean {near[0]!r}?" if near else "see posttrain --help")
+    spoken = " ".join(word for word in words[:2] if not word.startswith("-"))
+    family = [name for name in names if name.split()[0] == words[0]]
+    near = difflib.get_close_matches(spoken, names, n=1, cutoff=0.7) or difflib.get_close_matches(words[0], names, n=1)
+    if family and (spoken == words[0] or not near):
+        return f"'posttrain {words[0]}' needs a second word: {', '.join(family)}"
+    if near:
+        return f"unknown verb {(spoken if ' ' in near[0] else words[0])!r}; did you mean {near[0]!r}?"
+    return f"unknown verb {words[0]!r}; see posttrain --help"
 
 
 def _overview() -> str:

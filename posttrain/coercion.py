@@ -59,13 +59,18 @@ def is_union(hint: Any) -> bool:
     return get_origin(hint) in (Union, types.UnionType)
 
 
-def is_bool(hint: Any) -> bool:
-    """Whether a flag of this type may stand alone (`--bf16`)."""
+def may_stand_alone(hint: Any) -> bool:
+    """Whether a flag of this type means true when no value follows (`--bf16`)."""
     return hint is bool or (is_union(hint) and bool in get_args(hint))
 
 
-def is_bool_word(word: str) -> bool:
-    return word.lower() in _WORDS_TRUE + _WORDS_FALSE
+def can_read(word: str, hint: Any) -> bool:
+    """Whether `word` is a value of this type."""
+    try:
+        convert(word, hint)
+    except ValueError:
+        return False
+    return True
 
 
 def takes_many(hint: Any) -> bool:
@@ -76,13 +81,13 @@ def takes_many(hint: Any) -> bool:
 
 
 def type_name(hint: Any) -> str:
-    """A type as a reader of help writes it: `float`, `list[str]`, `'soft'|'hard'`, `float|null`."""
+    """A type as a reader of help writes it: `float`, `list[str]`, `soft|hard`, `float|null`."""
     if hint is type(None):
         return "null"
     if is_union(hint):
         return "|".join(type_name(member) for member in get_args(hint))
     if get_origin(hint) is Literal:
-        return "|".join(repr(choice) for choice in get_args(hint))
+        return "|".join(str(choice) for choice in get_args(hint))
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "|".join(str(member.value) for member in hint)
     if get_args(hint):
@@ -94,7 +99,7 @@ def type_name(hint: Any) -> str:
 def _to_bool(value: object) -> bool:
     if isinstance(value, bool):
         return value
-    if isinstance(value, str) and is_bool_word(value):
+    if isinstance(value, str) and value.lower() in _WORDS_TRUE + _WORDS_FALSE:
         return value.lower() in _WORDS_TRUE
     raise ValueError("expected true or false")
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from posttrain.coercion import convert, convert_tokens, is_bool, is_bool_word, takes_many, type_name
+from posttrain.coercion import can_read, convert, convert_tokens, may_stand_alone, takes_many, type_name
 from posttrain.config_fields import (
     config_help,
     config_hints,
@@ -51,7 +51,8 @@ def load_config(config_class: type[Config], argv: Sequence[str], *, prog: str, s
     given |= command_line.given
     absent = [name for name in required_fields(config_class) if name not in given]
     if absent:
-        raise ConfigError(f"{', '.join(absent)} must be given, as --{absent[0]} or in a YAML file; see {prog} --help")
+        names = ", ".join(absent)
+        raise ConfigError(f"{names} must be given, as flags (--{absent[0]} ...) or in a YAML file; see {prog} --help")
     config = config_class(**given)
     if command_line.is_dry_run:
         sys.stdout.write(config_yaml(config, given))
@@ -111,12 +112,12 @@ def _read_flags(argv: Sequence[str], hints: Mapping[str, Any], positional: Seque
 def _read_flag(name: str, words: list[str], hints: Mapping[str, Any], *, is_attached: bool) -> dict[str, Any]:
     """Take the value of one flag off the front of `words`."""
     positive = name.removeprefix("no_")
-    if name not in hints and positive in hints and is_bool(hints[positive]):
+    if name not in hints and positive in hints and may_stand_alone(hints[positive]):
         return {positive: False}
     if name not in hints:
         raise ConfigError(_unknown(name, "on the command line", hints))
     hint = hints[name]
-    if is_bool(hint) and not is_attached and not (words and is_bool_word(words[0])):
+    if may_stand_alone(hint) and not is_attached and not _has_value(words, hint):
         return {name: True}
     tokens = [_take_value(name, words)]
     while takes_many(hint) and not is_attached and words and not words[0].startswith("--"):
@@ -125,6 +126,10 @@ def _read_flag(name: str, words: list[str], hints: Mapping[str, Any], *, is_atta
         return {name: convert_tokens(tokens, hint)}
     except ValueError as error:
         raise ConfigError(_wrong(name, " ".join(tokens), hint, "on the command line", error)) from None
+
+
+def _has_value(words: list[str], hint: Any) -> bool:
+    return bool(words) and not words[0].startswith("--") and can_read(words[0], hint)
 
 
 def _take_value(name: str, words: list[str]) -> str:

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from posttrain.coercion import is_bool, takes_many, type_name
+from posttrain.coercion import may_stand_alone, takes_many, type_name
 
 WIDTH = 100
 
@@ -59,14 +59,21 @@ def plain(value: Any) -> Any:
 
 
 def config_help(config_class: type, *, prog: str, summary: str, is_full: bool) -> str:
-    """The help page of a verb: its own fields by group; library fields in one line, or all of them if `is_full`."""
+    """The help page of a verb: its own fields by group; library fields in one line, or all of them if `is_full`.
+
+    The first line of the class's docstring speaks to readers of the code and is left out; later paragraphs are shown.
+    """
     hints = config_hints(config_class)
-    bare = "".join(f" [{name.upper()}]" for name in positional_fields(config_class))
+    required = required_fields(config_class)
+    bare = "".join(
+        f" {name.upper()}" if name in required else f" [{name.upper()}]" for name in positional_fields(config_class)
+    )
     parts = [f"usage: {prog}{bare} [--config FILE.yaml] [--KEY VALUE ...]"]
     if summary:
         parts.append(textwrap.fill(summary, WIDTH))
-    if config_class.__doc__ and not config_class.__doc__.startswith(f"{config_class.__name__}("):
-        parts.append(inspect.cleandoc(config_class.__doc__))
+    _, _, more = (inspect.getdoc(config_class) or "").partition("\n\n")
+    if more:
+        parts.append(more)
     parts += [_section(title, fields, hints) for title, fields in _groups(config_class).items()]
     inherited = inherited_fields(config_class)
     if inherited and is_full:
@@ -99,11 +106,12 @@ def _is_inherited(config_class: type, name: str) -> bool:
 
 
 def _groups(config_class: type) -> dict[str, list[Field[Any]]]:
-    """Own fields by title, required ones first, then the groups in the order in which they are declared."""
+    """Own fields by title: required ones, then the groups as they are declared, then those without a group."""
     groups: dict[str, list[Field[Any]]] = {"required": []}
     for field in own_fields(config_class):
         title = "required" if default_of(field) is MISSING else field.metadata.get("group", "options")
         groups.setdefault(title, []).append(field)
+    groups["options"] = groups.pop("options", [])
     return {title: fields for title, fields in groups.items() if fields}
 
 
@@ -114,7 +122,7 @@ def _section(title: str, fields: list[Field[Any]], hints: dict[str, Any]) -> str
 def _entry(field: Field[Any], hint: Any) -> str:
     form = type_name(hint) + (" ..." if takes_many(hint) else "")
     default = default_of(field)
-    head = f"  --{field.name} {f'[{form}]' if is_bool(hint) else form}"
+    head = f"  --{field.name} {f'[{form}]' if may_stand_alone(hint) else form}"
     if default is not MISSING:
         head += f"  (default: {'null' if default is None else plain(default)})"
     text = " ".join(str(field.metadata.get("help", "")).split())

@@ -22,7 +22,10 @@ REPORTED = (
 
 @dataclass(frozen=True, slots=True)
 class DoctorConfig:
-    """Exit code 0 when nothing is wrong, 1 when something needs a fix."""
+    """What the checks are measured against.
+
+    Exit code 0 when nothing is wrong, 1 when something needs a fix.
+    """
 
     folder: Path = field(
         default=Path("."),
@@ -35,7 +38,7 @@ class DoctorConfig:
 
 @dataclass(frozen=True, slots=True)
 class EnvConfig:
-    """One line per package, in Markdown."""
+    """Nothing to set."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,8 @@ class TrajectoryRow:
     """One sampled answer (or agent episode) with its reward.
 
     Either `input_ids` with `action_spans` (what a sampler recorded; always preferred, since re-tokenised text is a
-    different sequence of actions), or `completion` text, or a conversation in `prompt` whose assistant turns are actions.
+    different sequence of actions), or `completion` text, or a conversation in `prompt` whose assistant turns are
+    the actions.
     """
 
     where: str  # "train.jsonl:317", for messages about this row

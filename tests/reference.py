@@ -56,7 +56,7 @@ def residual(rows: Rows, b: int, t: int, *, beta: float) -> float:
 
 
 def oreo_token(rows: Rows, *, beta: float) -> OreoLosses:
-    """Eqs. 8 and 9. δ depends on its own token's logp with slope +β; later tokens and V are constants for the policy."""
+    """Eqs. 8 and 9. dδ_t/dlogp_t = β; later tokens and V are constants for the policy."""
     return _oreo(rows, beta, {b: {t: [t] for t in states_of(rows, b)} for b in range(len(rows.logp))})
 
 

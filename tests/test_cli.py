@@ -59,6 +59,12 @@ def test_misspelt_verb_names_its_neighbour(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.usefixtures("failing_verb")
+def test_misspelt_second_word_names_the_whole_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fail", "nwo", "--n_rows", "1"]) == 2
+    assert "unknown verb 'fail nwo'; did you mean 'fail now'?" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("failing_verb")
 def test_half_of_a_two_word_verb_lists_the_second_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fail"]) == 2
     assert "'posttrain fail' needs a second word: fail now" in capsys.readouterr().err

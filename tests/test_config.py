@@ -32,6 +32,7 @@ class RunConfig:
     betas: tuple[float, float] = field(default=(0.9, 0.95), metadata={"help": "Adam's two."})
     stop: list[str] = field(default_factory=list, metadata={"help": "Delimiters."})
     limit: int | None = field(default=None, metadata={"help": "Rows read."})
+    shard: bool | str = field(default=False, metadata={"help": "Shard the model; a word names how."})
 
 
 @dataclass
@@ -47,6 +48,7 @@ class TrainConfig(TrainingArguments):
 @dataclass(frozen=True)
 class ReportConfig:
     run: Path = field(metadata={"help": "Run folder.", "positional": True})
+    is_open: bool = field(default=False, metadata={"help": "Open it."})
     title: str = field(default="run", metadata={"help": "Heading."})
 
 
@@ -104,6 +106,10 @@ def test_yaml_value_takes_the_declared_type(tmp_path: Path, text: str, name: str
         (["--betas", "[0.5, 0.6]"], "betas", (0.5, 0.6)),
         (["--limit", "null"], "limit", None),
         (["--limit", "-1"], "limit", -1),
+        (["--shard"], "shard", True),
+        (["--shard", "--limit", "1"], "shard", True),
+        (["--shard", "full"], "shard", "full"),
+        (["--shard", "no"], "shard", False),
     ],
 )
 def test_flag_value_takes_the_declared_type(argv: list[str], name: str, expected: object) -> None:
@@ -148,7 +154,7 @@ def test_wrong_type_names_key_value_and_expectation(tmp_path: Path, text: str, m
 
 
 def test_required_key_is_asked_for_by_name() -> None:
-    with pytest.raises(ConfigError, match="policy must be given, as --policy or in a YAML file"):
+    with pytest.raises(ConfigError, match=r"policy must be given, as flags \(--policy \.\.\.\) or"):
         load("--limit", "3")
 
 
@@ -180,9 +186,17 @@ def test_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, message: 
         load("--config", write(tmp_path, text))
 
 
-def test_bare_word_fills_the_positional_field() -> None:
-    config = load_config(ReportConfig, ["runs/a", "--title", "x"], prog="posttrain report")
-    assert config == ReportConfig(run=Path("runs/a"), title="x")
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["runs/a", "--is_open", "--title", "x"],
+        ["--title", "x", "--is_open", "runs/a"],
+        ["--run=runs/a", "--is_open", "--title=x"],
+    ],
+)
+def test_bare_word_fills_the_positional_field_wherever_it_stands(argv: list[str]) -> None:
+    config = load_config(ReportConfig, argv, prog="posttrain report")
+    assert config == ReportConfig(run=Path("runs/a"), is_open=True, title="x")
 
 
 def test_training_arguments_subclass_is_built_once_with_converted_values(tmp_path: Path) -> None:

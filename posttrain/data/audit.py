@@ -55,9 +55,9 @@ class Audit:
             ("action tokens p50 / p95 / max", _slashed(self.n_actions)),
             ("reward mean", f"{self.reward_mean:.4f}"),
         )
-        width = max(len(name) for name, _ in lines)
+        width, value_width = (max(map(len, column)) for column in zip(*lines, strict=True))
         head = f"{self.source}  sha256 {self.sha256[:12]}"
-        return "\n".join((head, *(f"  {name:<{width}}  {value:>8}" for name, value in lines)))
+        return "\n".join((head, *(f"  {name:<{width}}  {value:>{value_width}}" for name, value in lines)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -10,6 +12,11 @@ from posttrain.data.fields import RowError
 from posttrain.schema import FinishReason, Message
 
 Span = tuple[int, int]
+
+
+def eos_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of the EOS token, or None where the tokenizer has none."""
+    return cast(int | None, tokenizer.eos_token_id)
 
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
@@ -35,19 +42,24 @@ def encode_conversation(
             [f"{where}: prompt: the chat template marks no token as the assistant's, expected at least one"]
         )
     if finish_reason is FinishReason.LENGTH and messages[-1].role == "assistant":
-        return _without_closing(ids, spans, tokenizer.eos_token_id)
+        return _without_closing(ids, spans, eos_id(tokenizer), where)
     return ids, spans
 
 
+def render_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, opens_turn: bool) -> list[int]:
+    """Token ids of the rendered messages; with `opens_turn` up to where the assistant continues."""
+    if not messages:
+        return []
+    return list(_render(messages, tokenizer, add_generation_prompt=opens_turn)["input_ids"])
+
+
 def has_generation_marks(tokenizer: PreTrainedTokenizerBase) -> bool:
-    template = tokenizer.get_chat_template()
-    return "{% generation" in template or "{%- generation" in template
+    """The template tells itself which tokens the assistant chose."""
+    return re.search(r"\{%-?\s*generation\b", tokenizer.get_chat_template()) is not None
 
 
 def _marked_spans(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[Span]]:
-    encoded = tokenizer.apply_chat_template(
-        template_messages(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    encoded = _render(messages, tokenizer, return_assistant_tokens_mask=True)
     is_action = [bool(mark) for mark in encoded["assistant_masks"]]
     return list(encoded["input_ids"]), runs(is_action)
 
@@ -55,13 +67,14 @@ def _marked_spans(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBas
 def _prefix_spans(
     messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> tuple[list[int], list[Span]]:
-    whole = _render(messages, tokenizer, opens_turn=False)
+    eos = eos_id(tokenizer)
+    whole = render_ids(messages, tokenizer, opens_turn=False)
     spans = []
     for index, message in enumerate(messages):
         if message.role != "assistant":
             continue
-        before = _render(messages[:index], tokenizer, opens_turn=True)
-        after = _render(messages[: index + 1], tokenizer, opens_turn=False)
+        before = render_ids(messages[:index], tokenizer, opens_turn=True)
+        after = render_ids(messages[: index + 1], tokenizer, opens_turn=False)
         if after[: len(before)] != before or whole[: len(after)] != after:
             raise RowError(
                 [
@@ -70,19 +83,27 @@ def _prefix_spans(
                     "or record input_ids with action_spans"
                 ]
             )
-        end = _after_last(tokenizer.eos_token_id, after, len(before))
+        end = _after_last(eos, after, len(before))
         if end > len(before):
             spans.append((len(before), end))
     return whole, spans
 
 
-def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, opens_turn: bool) -> list[int]:
-    if not messages:
-        return []
+def _render(
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    add_generation_prompt: bool = False,
+    return_assistant_tokens_mask: bool = False,
+) -> Mapping[str, list[int]]:
     rendered = tokenizer.apply_chat_template(
-        template_messages(messages), tokenize=True, return_dict=True, add_generation_prompt=opens_turn
+        template_messages(messages),
+        tokenize=True,
+        return_dict=True,
+        add_generation_prompt=add_generation_prompt,
+        return_assistant_tokens_mask=return_assistant_tokens_mask,
     )
-    return list(rendered["input_ids"])
+    return cast(Mapping[str, list[int]], rendered)
 
 
 def _after_last(token: int | None, ids: Sequence[int], start: int) -> int:
@@ -91,12 +112,17 @@ def _after_last(token: int | None, ids: Sequence[int], start: int) -> int:
     return positions[-1] + 1 if positions else len(ids)
 
 
-def _without_closing(ids: list[int], spans: list[Span], eos: int | None) -> tuple[list[int], list[Span]]:
+def _without_closing(ids: list[int], spans: list[Span], eos: int | None, where: str) -> tuple[list[int], list[Span]]:
     """Cut what the template wrote to close a turn that the token budget had cut: the policy never chose to stop."""
     start, end = spans[-1]
     closing = [index for index in range(start, len(ids)) if ids[index] == eos]
     if not closing:
-        return ids[:end], spans
+        raise RowError(
+            [
+                f"{where}: finish_reason: is 'length', but the template closes turns without the tokenizer's EOS, "
+                "so the cut turn cannot be told from its closing; make the end of a turn the EOS, or record input_ids"
+            ]
+        )
     cut = closing[-1]
     kept = [(start, min(end, cut))] if cut > start else []
     return ids[:cut], spans[:-1] + kept

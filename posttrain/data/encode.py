@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.data.chat import Span, encode_conversation, template_messages
+from posttrain.data.chat import Span, encode_conversation, eos_id, render_ids
 from posttrain.data.fields import RowError
 from posttrain.data.steps import step_ends
 from posttrain.schema import EncodedTrajectory, FinishReason, Message, TrajectoryRow
@@ -48,11 +48,9 @@ def encode_trajectory(
 def encode_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids that the policy continues: the text with the tokenizer's own BOS, or the chat with an opened turn."""
     if isinstance(prompt, str):
-        has_bos = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)  # a rendered chat
+        has_bos = tokenizer.bos_token is not None and prompt.startswith(str(tokenizer.bos_token))  # a rendered chat
         return list(tokenizer(prompt, add_special_tokens=not has_bos)["input_ids"])
-    messages = template_messages(prompt)
-    rendered = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
-    return list(rendered["input_ids"])
+    return render_ids(prompt, tokenizer, opens_turn=True)
 
 
 def _tokens_and_spans(row: TrajectoryRow, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[Span]]:
@@ -106,8 +104,7 @@ def _require_chat_template(row: TrajectoryRow, tokenizer: PreTrainedTokenizerBas
 
 
 def _eos(row: TrajectoryRow, tokenizer: PreTrainedTokenizerBase) -> int:
-    if tokenizer.eos_token_id is None:
-        raise RowError(
-            [f"{row.where}: finish_reason: is 'stop', but the tokenizer has no EOS token to end the answer with"]
-        )
-    return tokenizer.eos_token_id
+    eos = eos_id(tokenizer)
+    if eos is None:
+        raise RowError([f"{row.where}: finish_reason: is 'stop', but the tokenizer has no EOS to end the answer with"])
+    return eos

@@ -15,6 +15,7 @@ from posttrain.data.encode import encode_trajectory
 from posttrain.data.problems import find_data
 from posttrain.data.rows import parse_completion, parse_preference, parse_trajectory
 from posttrain.data.sources import OnBadRow, Rows, read_rows
+from posttrain.data.steps import decode_exactly
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
 
 RESET = "\x1b[0m"
@@ -101,7 +102,7 @@ def token_table(encoded: EncodedTrajectory, tokenizer: PreTrainedTokenizerBase) 
         zip(encoded.input_ids, _roles(encoded), encoded.reward, strict=True)
     ):
         shown = f"{reward:g}" if reward else ""
-        lines.append(f"{index:>6} {token:>7}  {role:<10} {shown:>7}  {_text(tokenizer, token)!r}")
+        lines.append(f"{index:>6} {token:>7}  {role:<10} {shown:>7}  {decode_exactly(tokenizer, (token,))!r}")
     return "\n".join(lines)
 
 
@@ -110,7 +111,7 @@ def colored_tokens(encoded: EncodedTrajectory, tokenizer: PreTrainedTokenizerBas
     legend = " ".join(f"{style}{role}{RESET}" for role, style in STYLE.items())
     parts = []
     for token, role, reward in zip(encoded.input_ids, _roles(encoded), encoded.reward, strict=True):
-        parts.append(f"{STYLE[role]}{_visible(_text(tokenizer, token))}{RESET}")
+        parts.append(f"{STYLE[role]}{_visible(decode_exactly(tokenizer, (token,)))}{RESET}")
         if reward:
             parts.append(f"{STYLE['reward']}[{reward:+g}]{RESET}")
     return f"{legend}\n{''.join(parts)}"
@@ -119,10 +120,6 @@ def colored_tokens(encoded: EncodedTrajectory, tokenizer: PreTrainedTokenizerBas
 def _roles(encoded: EncodedTrajectory) -> list[str]:
     names = {(False, False): "prompt", (True, False): "action", (True, True): "step start"}
     return [names[key] for key in zip(encoded.is_action, encoded.is_step_start, strict=True)]
-
-
-def _text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    return str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _visible(text: str) -> str:

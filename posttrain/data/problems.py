@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -44,6 +45,16 @@ def chat_prompt(question: str, *, tokenizer: PreTrainedTokenizerBase, instructio
 
 
 PROMPT_TEMPLATES: dict[str, PromptTemplate] = {"plain": plain_prompt, "bare": bare_prompt}
+TemplateName = Literal["plain", "bare", "chat"]
+
+
+def named_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, *, instruction: str) -> PromptTemplate:
+    """The template of that name; only `chat` has a system message, so an instruction for another is a ValueError."""
+    if name == "chat":
+        return partial(chat_prompt, tokenizer=tokenizer, instruction=instruction)
+    if instruction:
+        raise ValueError(f"instruction is set, but template is {name!r}: only 'chat' has a system message")
+    return PROMPT_TEMPLATES[name]
 
 
 def read_problems(source: str | Path, *, limit: int | None, template: PromptTemplate = plain_prompt) -> list[Problem]:

@@ -215,18 +215,18 @@ def _step_rewards(fields: Fields, spans: Sequence[tuple[int, int]]) -> tuple[Ste
 
 
 def _step_reward(fields: Fields, index: int, item: object, spans: Sequence[tuple[int, int]]) -> StepReward | None:
-    is_step = isinstance(item, dict) and set(item) == {"start", "end", "reward"}
-    if not is_step or not are_plain_ints((item["start"], item["end"])) or not finite_floats([item["reward"]]):
+    columns = item if isinstance(item, dict) else {}
+    start, end = columns.get("start"), columns.get("end")
+    reward = finite_floats([columns.get("reward")])
+    if type(start) is not int or type(end) is not int or reward is None or len(columns) != 3:
         fields.fault(
             "step_rewards",
             f"got {shown(item)} at index {index}, expected {{start, end, reward}}, two integers and a number",
         )
         return None
-    step = StepReward(item["start"], item["end"], float(item["reward"]))
-    if not any(max(step.start, start) < min(step.end, end) for start, end in spans):
-        fields.fault(
-            "step_rewards", f"[{step.start}, {step.end}) at index {index} holds no action, expected one to reward"
-        )
+    step = StepReward(start, end, reward[0])
+    if not any(max(start, first) < min(end, last) for first, last in spans):
+        fields.fault("step_rewards", f"[{start}, {end}) at index {index} holds no action, expected one to reward")
         return None
     return step
 

@@ -39,7 +39,7 @@ class StepEnds:
         return is_start
 
     def _ends_step(self, tail: Sequence[int]) -> bool:
-        text = self._tokenizer.decode(tail, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = decode_exactly(self._tokenizer, tail)
         return any(delimiter in text for delimiter in self._delimiters)
 
     def _may_end(self, token: int) -> bool:
@@ -50,6 +50,11 @@ class StepEnds:
             )
             self._can_end[token] = REPLACEMENT in text or any(char in text for char in self._last_chars)
         return self._can_end[token]
+
+
+def decode_exactly(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of the tokens, special ones and spaces as they are."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 @lru_cache(maxsize=8)

@@ -11,7 +11,7 @@ import numpy as np
 from posttrain.evaluation.comparison import MethodSummary
 from posttrain.evaluation.records import SAMPLE, MethodBudget, split_method
 from posttrain.evaluation.statistics import Interval, best_of_n_accuracy, bootstrap_interval, pass_at_k
-from posttrain.schema import AnswerRecord, Grade
+from posttrain.schema import AnswerRecord, FinishReason, Grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,16 @@ class BudgetPoint:
     budget: int  # samples per problem
     tokens: float  # generated per problem
     accuracy: Interval
+
+
+def budget_points(
+    summaries: Iterable[MethodSummary], answers: Mapping[MethodBudget, Sequence[AnswerRecord]]
+) -> tuple[BudgetPoint, ...]:
+    """Measured and exact points; a measured best-of-n gives way to an exact one that reaches as far."""
+    measured, exact = measured_points(summaries), exact_points(answers)
+    reach = {point.label: point.budget for point in exact}  # points come with rising budgets
+    kept = tuple(p for p in measured if reach.get(f"{p.label} (exact)", 0) < _largest(p.label, measured))
+    return (*kept, *exact)
 
 
 def measured_points(summaries: Iterable[MethodSummary]) -> tuple[BudgetPoint, ...]:
@@ -44,6 +54,10 @@ def exact_points(answers: Mapping[MethodBudget, Sequence[AnswerRecord]]) -> tupl
         if all(record.value is not None for record in records):
             points += _curve(f"{policy}/best_of_n (exact)", records, _best_of_n)
     return tuple(points)
+
+
+def _largest(label: str, points: Iterable[BudgetPoint]) -> int:
+    return max(point.budget for point in points if point.label == label)
 
 
 def _curve(
@@ -71,8 +85,10 @@ def _over_problems(
 
 
 def _best_of_n(pool: Sequence[AnswerRecord], n: int) -> float:
-    value = [record.value for record in pool if record.value is not None]
-    return best_of_n_accuracy(value, [record.grade is Grade.CORRECT for record in pool], n)
+    """As search.best_of chooses: a cut answer only when none in the subset ended, then the higher value."""
+    keys = [(record.finish_reason is FinishReason.STOP, record.value) for record in pool]
+    rank = {key: i for i, key in enumerate(sorted(set(keys)))}
+    return best_of_n_accuracy([rank[key] for key in keys], [record.grade is Grade.CORRECT for record in pool], n)
 
 
 def _pass_at_n(pool: Sequence[AnswerRecord], n: int) -> float:

@@ -66,6 +66,16 @@ def legend_below(axes: Axes, *, n_columns: int = 2) -> None:
         )
 
 
+def log_scale_y(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
 def colour_of_policy(policy: str, others: Sequence[str]) -> str:
     """The fixed colour of a known policy; others take the remaining ones in the order of `others`."""
     if policy in POLICY_COLOUR:

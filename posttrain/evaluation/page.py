@@ -14,7 +14,7 @@ _CSS = """
   :root { --ground: #16181b; --ink: #e8e8e8; --soft: #a9adb3; --line: #3a3e44; --band: #1f2226; --link: #7cc0f5; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 68rem; background: var(--ground); color: var(--ink);
+body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 74rem; background: var(--ground); color: var(--ink);
        font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; }
 h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
@@ -23,12 +23,11 @@ p, li { max-width: 48rem; }
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: 0; list-style: none; }
 a { color: var(--link); }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .8rem 0; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .8rem 0; }
 caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
-th, td { padding: .32rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); }
+th, td { padding: .3rem .55rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); }
 thead th { background: var(--band); vertical-align: bottom; }
 tbody th, thead th:first-child { text-align: left; font-weight: 500; white-space: nowrap; }
-td { white-space: nowrap; }
 table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 figure { margin: 1rem 0; }
 figure img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
@@ -40,7 +39,8 @@ pre.solution { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.75
 pre.solution span, .scale span { color: #111111; padding: .12em 0; }
 pre.solution i { font-style: normal; color: var(--soft); }
 pre.solution b { font-weight: 400; color: var(--soft); }
-.scale { display: flex; max-width: 26rem; }
+.solutions { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 1rem; }
+.scale { display: flex; max-width: 26rem; border: 1px solid var(--line); }
 .scale span { flex: 1; text-align: center; font-size: .85rem; padding: .2rem 0; }
 .absent { color: var(--soft); }
 @media print { pre.solution span { print-color-adjust: exact; } }

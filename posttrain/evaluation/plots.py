@@ -11,7 +11,16 @@ import numpy as np
 from posttrain.evaluation.budget_curves import BudgetPoint
 from posttrain.evaluation.calibration import ReliabilityBin
 from posttrain.evaluation.comparison import MethodSummary
-from posttrain.evaluation.figures import GRID, INK, MARKERS, PALETTE, colour_of_policy, figure, legend_below
+from posttrain.evaluation.figures import (
+    GRID,
+    INK,
+    MARKERS,
+    PALETTE,
+    colour_of_policy,
+    figure,
+    legend_below,
+    log_scale_y,
+)
 from posttrain.evaluation.records import split_method
 from posttrain.evaluation.run_folder import Curve, Curves, SolutionValues
 from posttrain.evaluation.tables import GREEDY, method_label
@@ -52,7 +61,7 @@ def plot_learning_curves(stage: str, by_seed: Sequence[Curves], path: Path) -> P
             axes.set_title(f"{stage}: {title}")
             axes.set_xlabel("optimiser step")
             if title == "Gradient norm" and _all_positive(shown, by_seed):
-                axes.set_yscale("log")
+                log_scale_y(axes)
             legend_below(axes)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_axis_off()
@@ -72,12 +81,12 @@ def plot_accuracy_by_method(summaries: Sequence[MethodSummary], path: Path) -> P
             axes.errorbar(x, y, xerr=[[x - low], [high - x]], color=INK, capsize=3, linewidth=1.2)
             dots = [100 * accuracy for _, accuracy in summary.by_seed] if len(summary.by_seed) > 1 else []
             axes.plot(dots, [y] * len(dots), "o", markersize=4, markerfacecolor="white", markeredgecolor=INK)
-            axes.annotate(f"{x:.1f}", (max(high, *dots, 0.0), y), (6, 0), textcoords="offset points", va="center")
+            axes.annotate(f"{x:.1f}", (max(high, *dots, 0.0), y), (9, 0), textcoords="offset points", va="center")
         axes.set_yticks(range(len(ordered)), [method_label(s.method, s.budget) for s in ordered])
         axes.set_xlim(0, 108)
         axes.set_xticks(range(0, 101, 20))
         axes.set_xlabel("problems solved, %")
-        axes.grid(axis="y", visible=False)
+        axes.grid(visible=False)  # the numbers stand beside the bars
     return path
 
 
@@ -107,7 +116,7 @@ def plot_accuracy_by_compute(points: Sequence[BudgetPoint], path: Path) -> Path 
             axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
             axes.set_xlabel(f"{unit} (log scale)")
         grid[0, 0].set_ylabel("problems solved, %")
-        legend_below(grid[0, 0])
+        legend_below(grid[0, 0], n_columns=3)
     return path
 
 
@@ -136,32 +145,27 @@ def plot_calibration(panels: Sequence[tuple[str, Sequence[ReliabilityBin], Seque
 
 
 def plot_value_along_solutions(solutions: Sequence[tuple[str, SolutionValues]], path: Path) -> Path:
-    """V after each token of each (title, solution) as a step line; vertical lines mark the ends of reasoning lines."""
+    """V at each state of each (title, solution) as a step line; vertical lines mark the ends of reasoning lines."""
     n_columns = min(2, len(solutions))
     n_rows = -(-len(solutions) // n_columns)
-    every = [v for _, solution in solutions for v in _action_values(solution)]
+    every = [solution.values[t] for _, solution in solutions for t in solution.states()]
     low, high = min(0.0, *every), max(1.0, *every)
     with figure(path, n_rows, n_columns, width=4.9 * n_columns, height=2.5 * n_rows, sharey=True) as grid:
         for axes, (title, solution) in zip(grid.flat, solutions, strict=False):
-            first = solution.is_action.index(True)
-            values = _action_values(solution)
-            axes.step(range(len(values)), values, where="post", color=PALETTE[0])
-            for end in solution.step_ends:
-                axes.axvline(end - first, color=GRID, linewidth=1.4, zorder=0.5)
+            states = solution.states()
+            axes.step(range(len(states)), [solution.values[t] for t in states], where="post", color=PALETTE[0])
+            for end in solution.step_states():
+                axes.axvline(end - states.start, color=GRID, linewidth=1.4, zorder=0.5)
             axes.axhline(0.5, color=_GREY, linestyle=":", linewidth=1)
             axes.set_title(title)
             axes.set_ylim(low - 0.05, high + 0.05)
-            axes.set_xlabel("generated token")
+            axes.set_xlabel("tokens generated so far")
             axes.grid(axis="x", visible=False)
         for row in grid:
             row[0].set_ylabel("value V")
         for axes in list(grid.flat)[len(solutions) :]:
             axes.set_axis_off()
     return path
-
-
-def _action_values(solution: SolutionValues) -> list[float]:
-    return [v for v, is_action in zip(solution.values, solution.is_action, strict=True) if is_action]
 
 
 def _draw_curves(axes: Axes, keys: Sequence[str], by_seed: Sequence[Curves]) -> None:

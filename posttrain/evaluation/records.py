@@ -11,7 +11,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def append_records(path: Path, records: Iterable[AnswerRecord]) -> None:
 
 def format_record(record: AnswerRecord) -> str:
     """The JSON line of a record, without the newline. Raises ValueError when value is not finite."""
-    return json.dumps(asdict(record), allow_nan=False)
+    return json.dumps({name: getattr(record, name) for name in _PARSERS}, allow_nan=False)
 
 
 def read_records(path: Path) -> tuple[AnswerRecord, ...]:

@@ -38,9 +38,21 @@ class SolutionValues:
     task_id: str
     grade: Grade
     tokens: tuple[str, ...]  # the text of each token, prompt included
-    values: tuple[float, ...]  # V of the prefix that ends with this token
+    values: tuple[float, ...]  # V of the prefix that ends with this token; after the last one there is no state
     is_action: tuple[bool, ...]  # the policy chose this token
     step_ends: tuple[int, ...]  # rising token indexes at which a reasoning line ends
+
+    def states(self) -> range:
+        """Indexes of the states of the answer: the end of the prompt, then every token but the last.
+
+        V after the last token is 0 by definition and never read.
+        """
+        first = self.is_action.index(True) if True in self.is_action else len(self.tokens)
+        return range(max(first - 1, 0), len(self.tokens) - 1)
+
+    def step_states(self) -> tuple[int, ...]:
+        """The line ends that are states; an answer cut at a line end, or ending with one, has no state there."""
+        return tuple(end for end in self.step_ends if end in self.states())
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +110,11 @@ def read_curves(path: Path) -> Curves:
     """Every numeric key of a metrics file against "step"; text entries are passed over."""
     points: dict[str, list[tuple[float, float]]] = {}
     for where, row in _objects(path):
-        step = row.get("step")
-        if not _is_number(step):
-            raise RunFolderError(f"{where}: step: got {step!r}, expected a number on every line")
+        if not _is_number(row.get("step")):
+            raise RunFolderError(f"{where}: step: got {row.get('step')!r}, expected a number on every line")
         for key, number in row.items():
             if key != "step" and _is_number(number):
-                points.setdefault(key, []).append((float(step), float(number)))
+                points.setdefault(key, []).append((float(row["step"]), float(number)))
     return {key: tuple(points[key]) for key in sorted(points)}
 
 

@@ -15,6 +15,8 @@ from posttrain.schema import AnswerRecord
 GREEDY = "greedy"
 START_METHOD = "sft/greedy"
 NOT_APPLICABLE = "–"
+_PLACE = {"oreo": 0, "dpo": 1, "rejection_sampling": 2, "sft": 4}
+_PLACE_OF_OTHERS = 3
 
 Answers = Mapping[MethodBudget, Sequence[AnswerRecord]]
 
@@ -34,7 +36,7 @@ class Table:
         head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in self.header)
         rows = "\n".join(
             f'<tr><th scope="row">{escape(row[0])}</th>'
-            + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+            + "".join(f"<td>{_unbroken(cell)}</td>" for cell in row[1:])
             + "</tr>"
             for row in self.rows
         )
@@ -50,20 +52,23 @@ def markdown_table(records: Iterable[AnswerRecord], *, start_method: str = START
 
 
 def summary_table(answers: Answers, *, start_method: str) -> Table:
-    """One row per method and budget: accuracy, interval, tokens, and the paired difference to the start."""
+    """One row per method and budget: accuracy, interval, tokens, and the paired difference to the start.
+
+    Greedy methods come first, beginning with the start; then the others by name and budget.
+    """
     has_seeds = any(len({record.seed for record in records}) > 1 for records in answers.values())
     start = _start(answers, start_method)
     header = ["method", "samples", "problems", "seeds", "accuracy %, 95 % interval"]
     header += ["interval over seeds (t)"] if has_seeds else []
-    header += ["tokens per answer", f"points over {start_method}", "unparsed", "cut"]
+    header += ["tokens per answer", f"points over {start_method}", "unparsed %", "cut %"]
     rows = []
-    for key, records in answers.items():
-        summary = summarise(records)
+    for key in _reading_order(answers, start_method):
+        summary = summarise(answers[key])
         cells = [summary.method, str(summary.budget), str(summary.n_problems), str(len(summary.by_seed))]
         cells += [percent_with_interval(summary.accuracy)]
         cells += [percent_interval(summary.over_seeds)] if has_seeds else []
-        cells += [f"{summary.tokens_per_answer:.1f}", _difference_to(start, key, records)]
-        cells += [f"{summary.n_unparsed} of {summary.n_answers}", f"{summary.n_cut} of {summary.n_answers}"]
+        cells += [f"{summary.tokens_per_answer:.1f}", _difference_to(start, key, answers[key])]
+        cells += [f"{100 * n / summary.n_answers:.1f}" for n in (summary.n_unparsed, summary.n_cut)]
         rows.append(tuple(cells))
     return Table(tuple(header), tuple(rows))
 
@@ -71,8 +76,8 @@ def summary_table(answers: Answers, *, start_method: str) -> Table:
 def paired_comparisons(answers: Answers) -> tuple[tuple[Comparison, ...], tuple[str, ...]]:
     """The comparisons that the report shows, and a line for each that could not be made.
 
-    They are: every two greedy methods; for each policy its decodings against its greedy one at their largest budget,
-    and against each other at equal budget.
+    They are: every two greedy methods; for each policy its other decodings against its greedy one, each at its largest
+    budget, and against each other at the largest budget that both have.
     """
     comparisons: list[Comparison] = []
     problems: list[str] = []
@@ -91,18 +96,15 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     has_seeds = any(len(comparison.by_seed) > 1 for comparison in comparisons)
     header = ["a against b", "problems", "a − b, points, 95 % interval"]
     header += ["interval over seeds (t)", "by seed"] if has_seeds else []
-    header += ["only a solved", "only b solved", "McNemar p"]
+    header += ["solved by a alone : by b alone", "McNemar p"]
     rows = []
     for c in comparisons:
-        cells = [
-            f"{method_label(*c.a)} against {method_label(*c.b)}",
-            str(c.n_problems),
-            points_with_interval(c.difference),
-        ]
+        cells = [f"{method_label(*c.a)} against {method_label(*c.b)}", str(c.n_problems)]
+        cells += [points_with_interval(c.difference)]
         if has_seeds:
-            cells += [points_interval(c.over_seeds), ", ".join(f"{100 * s.difference:+.1f}" for s in c.by_seed)]
-        cells += [", ".join(str(s.n_only_a) for s in c.by_seed), ", ".join(str(s.n_only_b) for s in c.by_seed)]
-        rows.append((*cells, ", ".join(p_value(s.mcnemar_p) for s in c.by_seed)))
+            cells += [points_interval(c.over_seeds), "; ".join(f"{100 * s.difference:+.1f}" for s in c.by_seed)]
+        cells += ["; ".join(f"{s.n_only_a} : {s.n_only_b}" for s in c.by_seed)]
+        rows.append((*cells, "; ".join(p_value(s.mcnemar_p) for s in c.by_seed)))
     return Table(tuple(header), tuple(rows))
 
 
@@ -128,7 +130,7 @@ def points_interval(x: Interval | None) -> str:
 
 
 def p_value(p: float) -> str:
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
+    return "<0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
 
 
 def largest_budgets(summaries: Iterable[MethodSummary]) -> tuple[MethodSummary, ...]:
@@ -156,20 +158,36 @@ def _difference_to(
         return NOT_APPLICABLE
 
 
+def _reading_order(keys: Iterable[MethodBudget], start_method: str) -> list[MethodBudget]:
+    def place(key: MethodBudget) -> tuple[bool, bool, int, MethodBudget]:
+        policy, decoding = split_method(key[0])
+        return (key[0] != start_method, decoding != GREEDY, -_PLACE.get(policy, _PLACE_OF_OTHERS), key)
+
+    return sorted(keys, key=place)
+
+
 def _pairs(keys: Sequence[MethodBudget]) -> list[tuple[MethodBudget, MethodBudget]]:
-    greedy = sorted((key for key in keys if split_method(key[0])[1] == GREEDY), reverse=True)
-    pairs = [(a, b) for a, b in combinations(_oreo_first(greedy), 2)]
-    searched = [key for key in keys if split_method(key[0])[1] not in (GREEDY, SAMPLE)]
-    largest = {method: max(budget for name, budget in searched if name == method) for method, _ in searched}
-    for method, budget in largest.items():
-        pairs += [((method, budget), base) for base in greedy if split_method(base[0])[0] == split_method(method)[0]]
-    for a, b in combinations(searched, 2):
-        if a[1] == b[1] and split_method(a[0])[0] == split_method(b[0])[0]:
-            pairs.append((a, b))
+    greedy = sorted((key for key in keys if split_method(key[0])[1] == GREEDY), key=_left_first)
+    pairs = list(combinations(greedy, 2))
+    budgets: dict[str, set[int]] = {}
+    for method, budget in keys:
+        if split_method(method)[1] not in (GREEDY, SAMPLE):
+            budgets.setdefault(method, set()).add(budget)
+    for method in budgets:
+        same_policy = [key for key in greedy if split_method(key[0])[0] == split_method(method)[0]]
+        pairs += [((method, max(budgets[method])), key) for key in same_policy]
+    for a, b in combinations(budgets, 2):
+        shared = budgets[a] & budgets[b]
+        if shared and split_method(a)[0] == split_method(b)[0]:
+            pairs.append(((a, max(shared)), (b, max(shared))))
     return pairs
 
 
-def _oreo_first(keys: Sequence[MethodBudget]) -> list[MethodBudget]:
-    """OREO is the method under test, so it stands on the left; the start (SFT) on the right."""
-    order = {"oreo": 0, "dpo": 1, "rejection_sampling": 2, "sft": 4}
-    return sorted(keys, key=lambda key: (order.get(split_method(key[0])[0], 3), key))
+def _left_first(key: MethodBudget) -> tuple[int, MethodBudget]:
+    """The method under test stands on the left of a comparison, the start on the right."""
+    return (_PLACE.get(split_method(key[0])[0], _PLACE_OF_OTHERS), key)
+
+
+def _unbroken(cell: str) -> str:
+    """HTML of a cell that may break between the seeds of a list and nowhere else."""
+    return escape(cell).replace(" ", "&nbsp;").replace(";&nbsp;", "; ")

@@ -19,17 +19,21 @@ def value_colour(value: float) -> tuple[int, int, int]:
 
 
 def coloured_solution(solution: SolutionValues) -> str:
-    """One <pre> with the prompt plain and the answer coloured; V stands in each token's title and after each line."""
-    ends = set(solution.step_ends)
+    """One <pre> with the prompt plain and the answer coloured; V stands in each token's title and after each line.
+
+    The last token has no state after it, so it stays plain.
+    """
+    states = solution.states()
+    spoken = {*states[:1], *solution.step_states()}
     parts: list[str] = []
     for i, token in enumerate(solution.tokens):
         value = solution.values[i]
         text = _visible(token)
-        if solution.is_action[i]:
+        if solution.is_action[i] and i in states:
             parts.append(f'<span style="background:{_css(value_colour(value))}" title="V = {value:.3f}">{text}</span>')
         else:
             parts.append(f"<i>{text}</i>")
-        if i in ends:
+        if i in spoken:
             parts.append(f"<b> V = {value:.2f}</b>")
         parts.append("\n" * token.count("\n"))
     return f'<pre class="solution" tabindex="0">{"".join(parts)}</pre>'

@@ -1,9 +1,9 @@
 """OREO: policy and value learned together from the soft Bellman equation (arXiv 2412.16145 v2).
 
 Along a response, the optimum satisfies for every state  V(s_t) = Σ_{i>=t} (r_i − β ρ_i)  with ρ = log π/π_ref
-(Eq. 7). Its residual  δ_t = V(s_t) − Σ_{i>=t} (r_i − β ρ_i)  is squared twice: once with the policy held fixed (the critic,
-Eq. 8), once with the value and all later actions held fixed (the policy, Eq. 9).  Separate networks make one backward
-over the sum equal to the paper's two updates in turn.
+(Eq. 7). Its residual  δ_t = V(s_t) − Σ_{i>=t} (r_i − β ρ_i)  is squared twice: once with the policy held fixed (the
+critic, Eq. 8), once with the value and all later actions held fixed (the policy, Eq. 9).  Separate networks make one
+backward over the sum equal to the paper's two updates in turn.
 
 Symbols: beta = β, alpha = α, reward = r (the paper has one terminal R), value = V, logp = log π, ref_logp = log π_ref.
 """

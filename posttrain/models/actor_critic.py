@@ -40,10 +40,13 @@ class ActorCritic(nn.Module):
         self.reference.eval()
         return self
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recompute activations of policy and value in the backward pass; the reference keeps none."""
-        self.policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
-        self.value.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+    def gradient_checkpointing_enable(self, **settings: Any) -> None:
+        """Recompute activations of policy and value in the backward pass; the reference keeps none.
+
+        Trainer calls this; which settings it passes differs between versions of transformers, so all of them go on.
+        """
+        self.policy.gradient_checkpointing_enable(**settings)
+        self.value.gradient_checkpointing_enable(**settings)
 
     def forward(self, input_ids: Tensor, is_token: Tensor, is_action: Tensor) -> dict[str, Tensor]:
         """Tokens and masks of a TokenBatch in; logp, ref_logp, kl, entropy, value out, each [B, T] float32.

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from posttrain.models.dropout import switch_dropout_off
+from posttrain.models.loading import VALUE_HEAD, own_memory, switch_dropout_off
 
 # What architectures call a transform between the output head and the logits, with the value that makes it do nothing.
 LOGIT_TRANSFORMS = {
@@ -22,16 +22,16 @@ LOGIT_TRANSFORMS = {
 def load_policy(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
     """Load a causal LM from a folder or Hub id in `dtype`, dropout off: π must equal π_ref at step 0.
 
-    Raises ValueError when weights are missing from the files, or when the architecture transforms the logits after its
-    output head, which the chunked log-probabilities would leave out.
+    Raises ValueError when the files hold a value model or lack weights, or when the architecture transforms the logits
+    after its output head, which the chunked log-probabilities would leave out.
     """
     model, info = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    if VALUE_HEAD in info["unexpected_keys"]:
+        raise ValueError(f"{path} holds `{VALUE_HEAD}`: this is a value model, needed a policy (a causal LM)")
     if info["missing_keys"]:
-        raise ValueError(
-            f"{path} lacks {sorted(info['missing_keys'])}, which would start from random numbers: "
-            "is this a value model, or an adapter without its base?"
-        )
+        raise ValueError(f"{path} lacks {sorted(info['missing_keys'])}, which would start from random numbers")
     _refuse_transformed_logits(model.config)
+    own_memory(model)
     switch_dropout_off(model)
     return model
 
@@ -49,5 +49,5 @@ def _refuse_transformed_logits(config: PretrainedConfig) -> None:
         if settings.get(name, neutral) != neutral:
             raise ValueError(
                 f"{config.model_type} sets {name}={settings[name]}: its logits are not output_head(last_hidden_state) "
-                f"alone, which is what score_tokens computes. Use an architecture without it (needed: {name}={neutral})."
+                f"as score_tokens computes them. Needed {name}={neutral}, or an architecture without it."
             )

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import cached_file
 
-from posttrain.models.dropout import switch_dropout_off
-
-HEAD = "score.weight"
+from posttrain.models.loading import VALUE_HEAD, own_memory, switch_dropout_off
 
 
 class ValueHead(nn.Linear):
@@ -46,12 +44,13 @@ def value_model_from_policy(policy_path: str | Path, *, dtype: torch.dtype) -> P
     model, info = AutoModelForSequenceClassification.from_pretrained(
         policy_path, config=config, dtype=dtype, output_loading_info=True
     )
-    missing = sorted(set(info["missing_keys"]) - {HEAD})
+    missing = sorted(set(info["missing_keys"]) - {VALUE_HEAD})
     if missing:
         raise ValueError(f"{policy_path} lacks {missing}: the value model would start from a random trunk")
     _require_score_layer(model)
     # A fresh tensor, not zeros_ on the loaded one: under ZeRO-3 the loaded one is an empty shard.
     model.score = ValueHead(torch.zeros(1, config.get_text_config().hidden_size, dtype=dtype))
+    own_memory(model)
     switch_dropout_off(model)
     return model
 
@@ -66,7 +65,7 @@ def load_value_model(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel
     model, info = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(
-            f"{path} lacks {sorted(info['missing_keys'])}: a value model needs `{HEAD}`. "
+            f"{path} lacks {sorted(info['missing_keys'])}: a value model needs `{VALUE_HEAD}`. "
             f"Is this a policy? Start one from a policy with value_model_from_policy."
         )
     if n_labels != 1:
@@ -74,8 +73,9 @@ def load_value_model(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel
     _require_score_layer(model)
     weight = _stored_head(path)
     if not torch.isfinite(weight).all():
-        raise ValueError(f"{path}: {HEAD} holds NaN or Inf; the run that wrote it had diverged")
+        raise ValueError(f"{path}: {VALUE_HEAD} holds NaN or Inf; the run that wrote it had diverged")
     model.score = ValueHead(weight)
+    own_memory(model)
     switch_dropout_off(model)
     return model
 
@@ -101,6 +101,6 @@ def _stored_head(path: str | Path) -> Tensor:
     folder = Path(cached_file(path, "config.json")).parent
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            if HEAD in tensors.keys():  # noqa: SIM118 - safe_open has no __contains__
-                return tensors.get_tensor(HEAD)
-    raise ValueError(f"{path}: no safetensors file holds `{HEAD}`; save the value model with save_pretrained")
+            if VALUE_HEAD in tensors.keys():  # noqa: SIM118 - safe_open has no __contains__
+                return tensors.get_tensor(VALUE_HEAD)
+    raise ValueError(f"{path}: no safetensors file holds `{VALUE_HEAD}`; save the value model with save_pretrained")

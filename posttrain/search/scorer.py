@@ -18,7 +18,7 @@ class ValueScorer(Protocol):
 
 
 class ReencodingScorer:
-    """Reads every sequence from its first token at each call: the plain form, exact, quadratic in the depth of a search."""
+    """Reads every sequence from its first token at each call: plain, exact, and quadratic in the depth of a search."""
 
     def __init__(self, value_model: nn.Module, *, batch_size: int) -> None:
         self.value_model = value_model.eval()

@@ -51,7 +51,7 @@ class FiniteGuard:
     def check(self, step: int, grad_norms: Mapping[str, float]) -> None:
         """Raise NonFiniteError on every rank if a term or norm of the step is not finite on any rank.
 
-        All ranks must call this, with the same global norms. One scalar is reduced; nothing else is sent unless it stops.
+        All ranks must call this, with the same global norms. One scalar is reduced; more is sent only if it stops.
         """
         is_bad = torch.stack([is_bad_row.any() for _, flags in self._seen for is_bad_row in flags.values()]).any()
         n_bad_ranks = self._accelerator.reduce(is_bad.float(), "sum")
@@ -104,9 +104,9 @@ def _message(faults: Sequence[Fault], folder: Path) -> str:
             lines.append(f"  rank {fault.rank}: {', '.join(fault.terms)} is NaN or Inf on rows {fault.row_ids}")
         elif fault.row_ids:
             lines.append(
-                f"  rank {fault.rank}: the losses are finite, the gradient norm of {', '.join(fault.grad_norms)} is not; "
-                f"rows {fault.row_ids}"
+                f"  rank {fault.rank}: the losses are finite, the gradient norm of {', '.join(fault.grad_norms)} is "
+                f"not; rows {fault.row_ids}"
             )
     lines.append(f"  the batches are in {folder}; read them with posttrain.training.guards.load_fault")
-    lines.append("  likely causes: a reward or log-probability that is not finite, or a learning rate that is too high")
+    lines.append("  likely causes: a reward or log-probability that is not finite, or too high a learning rate")
     return "\n".join(lines)

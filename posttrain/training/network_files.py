@@ -14,6 +14,8 @@ def save_network(folder: Path, network: PreTrainedModel, state_dict: Mapping[str
     """Write config and safetensors of one network; `state_dict` is that of the module which holds it as `prefix`."""
     start = f"{prefix}."
     own = {name.removeprefix(start): tensor for name, tensor in state_dict.items() if name.startswith(start)}
+    for tied in network.all_tied_weights_keys:  # engines gather a tied weight twice, as two tensors
+        own.pop(tied, None)
     network.save_pretrained(folder, state_dict=own)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class AdamWSettings:
 def network_parameters(model: nn.Module, networks: Sequence[Network]) -> dict[str, list[nn.Parameter]]:
     """The trainable parameters of each network.
 
-    Raises ValueError when a trainable parameter belongs to no network (it would never be updated) or a network has none.
+    Raises ValueError when a trainable parameter belongs to no network (it would never move) or a network has none.
     """
     owned: dict[str, list[nn.Parameter]] = {network.name: [] for network in networks}
     for name, parameter in model.named_parameters():
@@ -72,21 +73,28 @@ def clip_scale(norm: float, max_norm: float | None) -> float:
     return 1.0 if max_norm is None or norm <= max_norm else max_norm / norm
 
 
-class Gradients:
-    """The gradients of each network between the backward pass and the optimiser step: their norms, and scaling them.
+class NetworkGradients(Protocol):
+    """Gradients of each network between the backward pass and the optimiser step, wherever an engine keeps them."""
 
-    Plain tensors (one process, DDP: reduced already, whole on each rank) and FSDP2's DTensors.
-    """
+    def norms(self) -> dict[str, float]:
+        """Global L2 norm of each network's gradient, the same number on every rank."""
+        ...
+
+    def scale(self, network: str, factor: float) -> None:
+        """Multiply the gradient of one network in place."""
+        ...
+
+
+class TensorGradients:
+    """`parameter.grad`: whole and reduced already (one process, DDP), or FSDP2's DTensors."""
 
     def __init__(self, parameters: Mapping[str, Sequence[nn.Parameter]]) -> None:
         self._parameters = parameters
 
     def norms(self) -> dict[str, float]:
-        """Global L2 norm of each network's gradient, the same number on every rank."""
         return {name: self._norm(parameters) for name, parameters in self._parameters.items()}
 
     def scale(self, network: str, factor: float) -> None:
-        """Multiply the gradient of one network in place."""
         for parameter in self._parameters[network]:
             if parameter.grad is not None:
                 _local(parameter.grad).mul_(factor)

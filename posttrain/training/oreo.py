@@ -50,7 +50,8 @@ def train_oreo(config: OreoConfig) -> Path:
     if config.process_index == 0:
         for audit in audits:
             print(audit.table())
-        print(f"effective temperature {effective_temperature(beta=config.beta, alpha=config.alpha):.4g} nats per reward")
+        temperature = effective_temperature(beta=config.beta, alpha=config.alpha)
+        print(f"effective temperature {temperature:.4g} nats per unit of reward")
         write_run_card(run_dir, config.to_dict(), {audit.source: audit.sha256 for audit in audits})
     trainer = build_trainer(config, load_networks(config), encoded, tokenizer)
     trainer.add_callback(MetricsFile())
@@ -120,7 +121,7 @@ def build_trainer(
     encoded: Sequence[EncodedTrajectory],
     tokenizer: PreTrainedTokenizerBase,
 ) -> ObjectiveTrainer:
-    """The trainer of one OREO run; `encoded` holds the rewards of the data, which the config's reward map transforms."""
+    """The trainer of one OREO run; `encoded` holds the rewards of the data, before the config's reward map."""
     objective = ValueWarmup(
         partial(OBJECTIVES[config.level], beta=config.beta, alpha=config.alpha), config.value_warmup_steps
     )

@@ -29,17 +29,24 @@ class OreoConfig(TrainingArguments):
     )
     value_model: str | None = field(
         default=None,
-        metadata={"help": "Value model to start from; default: the model's trunk with a zero head.", "group": "models"},
+        metadata={
+            "help": "Value model to start from; default: the model's trunk with a zero head.",
+            "group": "models",
+        },
     )
     dtype: Literal["float32", "bfloat16", "float64"] = field(
         default="float32",
         metadata={"help": "Dtype of the weights as loaded. With bf16=true keep float32 here.", "group": "models"},
     )
     train_data: list[str] = field(
-        metadata={"help": "Trajectory rows: .jsonl or .parquet files, or Hub ids owner/name:config:split.", "group": "data"},
+        metadata={
+            "help": "Trajectory rows: .jsonl or .parquet files, or Hub ids owner/name:config:split.",
+            "group": "data",
+        },
     )
     on_bad_row: OnBadRow = field(
-        default=OnBadRow.ERROR, metadata={"help": "What a row that cannot be read does: stop, or be counted.", "group": "data"}
+        default=OnBadRow.ERROR,
+        metadata={"help": "What a row that cannot be read does: stop, or be counted.", "group": "data"},
     )
     max_length: int = field(
         default=2048, metadata={"help": "Longest row in tokens, prompt included; longer ones drop.", "group": "data"}
@@ -59,12 +66,8 @@ class OreoConfig(TrainingArguments):
         default_factory=lambda: ["\n"],
         metadata={"help": "Texts that end a reasoning step; used by level=step.", "group": "objective"},
     )
-    beta: float = field(
-        metadata={"help": "Temperature of the soft Bellman equation, > 0.", "group": "objective"}
-    )
-    alpha: float = field(
-        metadata={"help": "Weight of the exact KL(policy || reference).", "group": "objective"}
-    )
+    beta: float = field(metadata={"help": "Temperature of the soft Bellman equation, > 0.", "group": "objective"})
+    alpha: float = field(metadata={"help": "Weight of the exact KL(policy || reference).", "group": "objective"})
     value_warmup_steps: int = field(
         default=0,
         metadata={"help": "Steps in which the value learns alone before the policy moves.", "group": "objective"},
@@ -76,7 +79,8 @@ class OreoConfig(TrainingArguments):
         metadata={"help": "Peak learning rate of the value model.", "group": "optimizer"}
     )
     policy_max_grad_norm: float | None = field(
-        default=1.0, metadata={"help": "Clip the policy's gradient to this L2 norm; null: never.", "group": "optimizer"}
+        default=1.0,
+        metadata={"help": "Clip the policy's gradient to this L2 norm; null: never.", "group": "optimizer"},
     )
     value_max_grad_norm: float | None = field(
         default=1.0, metadata={"help": "Clip the value's gradient to this L2 norm; null: never.", "group": "optimizer"}
@@ -84,6 +88,9 @@ class OreoConfig(TrainingArguments):
     log_prob_chunk_size: int = field(
         default=1024,
         metadata={"help": "Positions whose logits exist at a time; lower saves memory.", "group": "memory"},
+    )
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Not used: set policy_learning_rate and value_learning_rate."}
     )
     # Inherited from TrainingArguments, with the defaults that this trainer needs.
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW (the reference code's value)."})
@@ -95,8 +102,9 @@ class OreoConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        # The `linear` schedule and others scale each group's own rate; this one is only what transformers reports.
-        self.learning_rate = self.policy_learning_rate
+        if self.learning_rate not in (None, self.policy_learning_rate):
+            raise ValueError("learning_rate is not used: set policy_learning_rate and value_learning_rate")
+        self.learning_rate = self.policy_learning_rate  # what transformers shows; schedules scale each group's own
         self._choose_cpu_processes()
         super().__post_init__()
         self.level = StateLevel(self.level)

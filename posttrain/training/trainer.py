@@ -25,8 +25,9 @@ from posttrain.training.guards import FiniteGuard
 from posttrain.training.network_files import load_network, save_network
 from posttrain.training.optimizer import (
     AdamWSettings,
-    Gradients,
     Network,
+    NetworkGradients,
+    TensorGradients,
     build_optimizer,
     clip_scale,
     network_parameters,
@@ -43,8 +44,9 @@ NON_FINITE_FOLDER = "non_finite"  # under the run folder
 class ObjectiveTrainer(SafeCheckpointing):
     """Trains the networks of `model`, PreTrainedModels that are its attributes, on an objective made of summed terms.
 
-    Batches are dicts of tensors with a `row_id` [B]. Logs `loss` (what the step minimised), `loss/<term>` for terms that
-    carry a gradient, `<term>` for the others and `<network>/grad_norm`, each the exact average over the global batch.
+    Batches are dicts of tensors with a `row_id` [B]. Logs `loss` (what the steps minimised), `loss/<term>` for terms
+    that carry a gradient and `<term>` for the others, each the exact average over all rows since the last log, and
+    `<network>/grad_norm`, the norm before clipping in the last step.
     """
 
     def __init__(
@@ -102,9 +104,7 @@ class ObjectiveTrainer(SafeCheckpointing):
         self._averages.add_counts(self._counts)
         return batches, None
 
-    def training_step(
-        self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """One micro-batch: forward, terms, backward; on the last one of a step also the guard and the clipping.
 
         Returns this rank's share of the loss times the number of ranks, whose mean over ranks is the loss.
@@ -175,12 +175,16 @@ class ObjectiveTrainer(SafeCheckpointing):
             if factor < 1.0:
                 gradients.scale(network.name, factor)
 
-    def _gradients(self) -> Any:
+    def _gradients(self) -> NetworkGradients:
         parameters = network_parameters(self.model, self.networks)
         if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
-            return Gradients(parameters)
+            return TensorGradients(parameters)
         from posttrain.training.zero import OwnedGradients, PartitionedGradients  # DeepSpeed is an optional dependency
 
+        if self.deepspeed.gradient_clipping() > 0:
+            raise ValueError(
+                "DeepSpeed's gradient_clipping clips all networks together: set it to 0 in its config file"
+            )
         is_stage_3 = self.deepspeed.zero_optimization_stage() == 3
         return PartitionedGradients(parameters) if is_stage_3 else OwnedGradients(parameters)
 

@@ -1,4 +1,4 @@
-"""Gradients that DeepSpeed ZeRO has reduced and partitioned, read and written through its public `safe_*` functions."""
+"""Gradients that DeepSpeed ZeRO has reduced and partitioned, through its public `safe_*` functions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ class PartitionedGradients:
         self._parameters = parameters
 
     def norms(self) -> dict[str, float]:
-        """Global L2 norm of each network's gradient, the same number on every rank."""
         squares = torch.stack([_sum_of_squares(map(safe_get_local_grad, own)) for own in self._parameters.values()])
         dist.all_reduce(squares)
         return dict(zip(self._parameters, squares.sqrt().tolist(), strict=True))
 
     def scale(self, network: str, factor: float) -> None:
-        """Multiply the gradient of one network in place."""
         for parameter in self._parameters[network]:
             safe_set_local_grad(parameter, safe_get_local_grad(parameter) * factor)
 
@@ -39,12 +37,10 @@ class OwnedGradients:
         self._parameters = parameters
 
     def norms(self) -> dict[str, float]:
-        """Global L2 norm of each network's gradient, the same number on every rank."""
         squares = torch.stack([_sum_of_squares(map(safe_get_full_grad, own)) for own in self._parameters.values()])
         return dict(zip(self._parameters, squares.sqrt().tolist(), strict=True))
 
     def scale(self, network: str, factor: float) -> None:
-        """Multiply the gradient of one network in place."""
         for parameter in self._parameters[network]:
             safe_set_full_grad(parameter, safe_get_full_grad(parameter) * factor)
 

@@ -136,6 +136,12 @@ def test_marked_template_that_marks_nothing_is_refused(marked_tokenizer):
     assert "marks no token as the assistant's" in message
 
 
+def test_cut_episode_is_refused_when_no_eos_marks_where_the_template_closes_a_turn(char_tokenizer):
+    char_tokenizer.chat_template = char_tokenizer.chat_template.replace("{{ eos_token }}", "|")
+    message = refused({"messages": episode("hi", "a"), "finish_reason": "length"}, char_tokenizer)
+    assert "the cut turn cannot be told from its closing" in message
+
+
 def test_row_without_action_or_state_is_refused(char_tokenizer):
     assert "completion: holds no token" in refused(
         {"prompt": "q", "completion": "", "finish_reason": "length"}, char_tokenizer

@@ -17,7 +17,7 @@ FLOW_PATHS = ((0, 1, 3, 5), (0, 1, 4, 5), (0, 1, 4, 6), (0, 2, 4, 5), (0, 2, 4, 
 
 
 def flow_tables(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Random P_B(parent | child) and log R on the graph 0 -> {1, 2} -> {3, 4} -> {5, 6}, and the log-flows they imply."""
+    """Random P_B(parent | child) and log R on a graph 0 -> {1, 2} -> {3, 4} -> {5, 6}, and the log-flows of both."""
     generator = torch.Generator().manual_seed(seed)
     p_backward = torch.zeros(7, 7, dtype=torch.float64)  # [child, parent]
     for child in range(1, 7):

@@ -30,7 +30,7 @@ def test_path_residual_is_start_minus_gain_minus_end():
 
 def test_suffix_sum_of_bfloat16_is_summed_in_float32():
     # 1,500 terms of about 0.05 add up to about 75, where float32 steps are 2^-17 = 7.6e-6; rounding errors mostly
-    # cancel, so 13 steps (1e-4) bound them. bfloat16 steps are 0.5 there, and a sum held in it is off by more than 0.1.
+    # cancel, so 13 steps (1e-4) bound them. bfloat16 steps are 0.5 there, and a sum held in it errs by more than 0.1.
     x = (torch.rand(1, 1500, generator=torch.Generator().manual_seed(0)) / 10).bfloat16()
     exact = [math.fsum(x[0, t:].double().tolist()) for t in range(1500)]
     ours = suffix_sum(x)

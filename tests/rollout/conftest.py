@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -37,3 +39,11 @@ def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         initializer_range=0.3,
     )
     return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def model_folder(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Path:
+    folder = tmp_path / "policy"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

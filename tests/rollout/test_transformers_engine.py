@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from posttrain.sampling import Sample, SamplingParams
 from posttrain.rollout.transformers_engine import TransformersEngine
+from posttrain.sampling import Sample, SamplingParams
 from posttrain.schema import FinishReason
 
 SAMPLED = SamplingParams(max_new_tokens=24, temperature=1.0, seed=11)
@@ -24,7 +24,7 @@ def make_engine(model, tokenizer, batch_size: int = 4) -> TransformersEngine:
 
 
 def always(model, cycle: dict[int, int]) -> None:
-    """Set the weights so that token a is followed by cycle[a] with all but e^-50 of the probability."""
+    """Set the weights so that token a is followed by cycle[a] with all but e^-280 of the probability."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "layers" in name:
@@ -33,7 +33,7 @@ def always(model, cycle: dict[int, int]) -> None:
         model.get_input_embeddings().weight.copy_(embedding)
         head = torch.zeros(model.config.vocab_size, model.config.hidden_size)
         for token, successor in cycle.items():
-            head[successor, token] = 50.0  # the norm scales a unit vector of 32 entries by sqrt(32)
+            head[successor, token] = 50.0  # the norm makes the unit vector's entry sqrt(32): logit 283
         model.get_output_embeddings().weight.copy_(head)
 
 

@@ -54,7 +54,7 @@ class TableScorer:
 
 
 def _table_value(sequence):
-    # A polynomial of the tokens, so that no two prefixes of this tree share a value and order is not monotone in depth.
+    # A polynomial of the tokens: no two prefixes of this tree share a value, and order is not monotone in depth.
     return sum((i + 1) * token**2 % 11 + token / 100**i for i, token in enumerate(sequence)) % 5
 
 
@@ -62,9 +62,9 @@ def _beam_by_enumeration(width):
     """The paper's algorithm written over explicit token tuples: keep the best `width`, collect answers, re-score."""
     beam = [()]
     for _ in range(2):
-        grown = [prefix + (choice, NEWLINE) for prefix in beam for choice in (2, 3, 4)]
+        grown = [(*prefix, choice, NEWLINE) for prefix in beam for choice in (2, 3, 4)]
         beam = sorted(grown, key=lambda c: -_table_value(PROMPT + c))[:width]
-    answers = [prefix + (choice, EOS) for prefix in beam for choice in (2, 3, 4)]
+    answers = [(*prefix, choice, EOS) for prefix in beam for choice in (2, 3, 4)]
     return max(answers, key=lambda c: _table_value(PROMPT + c[:-1]))
 
 

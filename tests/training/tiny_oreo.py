@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -43,21 +44,22 @@ def write_policy(folder: Path) -> Path:
     return folder
 
 
-def trajectories(n_rows: int, *, seed: int = 0) -> list[EncodedTrajectory]:
-    """Rows of 4 to 14 tokens whose prompt is 1 to 3 tokens long; reward 0 or 1 on the last action."""
+def trajectories(n_rows: int, *, seed: int = 0, poisoned_row: int | None = None) -> list[EncodedTrajectory]:
+    """Rows of 4 to 14 tokens whose prompt is 1 to 3 tokens long; reward 0 or 1 on the last action, NaN if poisoned."""
     rng = random.Random(seed)
     rows = []
     for row_id in range(n_rows):
         n_prompt, n_actions = rng.randint(1, 3), rng.randint(3, 11)
         length = n_prompt + n_actions
         step_starts = {n_prompt, *(j for j in range(n_prompt, length) if rng.random() < 0.3)}
+        reward = float(rng.random() < 0.5) if row_id != poisoned_row else math.nan
         rows.append(
             EncodedTrajectory(
                 row_id=row_id,
                 input_ids=tuple(rng.randrange(4, N_TOKENS) for _ in range(length)),
                 is_action=tuple(j >= n_prompt for j in range(length)),
                 is_step_start=tuple(j in step_starts for j in range(length)),
-                reward=(0.0,) * (length - 1) + (float(rng.random() < 0.5),),
+                reward=(0.0,) * (length - 1) + (reward,),
             )
         )
     return rows

