@@ -51,8 +51,8 @@ class DpoBaselineConfig(DPOConfig):
         default=6,  # arXiv 2412.16145, A.1, for the 1.5B model
         metadata={"help": "Pairs drawn per task_id from better times worse answers.", "group": "data"},
     )
-    on_bad_row: Literal["error", "skip"] = field(
-        default="error",
+    on_bad_row: OnBadRow = field(
+        default=OnBadRow.ERROR,
         metadata={"help": "What a row that cannot be read does: stop, or be counted.", "group": "data"},
     )
     max_length: int = field(
@@ -62,9 +62,18 @@ class DpoBaselineConfig(DPOConfig):
     max_dropped_fraction: float = field(
         default=0.05, metadata={"help": "Stop if more than this share of the answers is dropped.", "group": "data"}
     )
-    # Inherited from trl, with defaults that suit a small model on any machine.
-    bf16: bool = field(default=False, metadata={"help": "Mixed precision in bfloat16."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    # Inherited, with defaults that suit a small model on any machine.
+    bf16: bool = field(default=False, metadata={"help": "Mixed precision in bfloat16.", "group": "memory"})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute activations in the backward pass.", "group": "memory"}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "A checkpoint folder; or latest: the newest complete one, the start when there is none.",
+            "group": "run",
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,7 +105,7 @@ def read_pairs(config: DpoBaselineConfig, tokenizer: PreTrainedTokenizerBase) ->
     pairs: list[Pair] = []
     data_sha256: dict[str, str] = {}
     for source in config.train_data:
-        parsed = read_rows(source, parse_answers, on_bad_row=OnBadRow(config.on_bad_row))
+        parsed = read_rows(source, parse_answers, on_bad_row=config.on_bad_row)
         answers = Rows(
             parsed.source,
             tuple(answer for answers in parsed.rows for answer in answers),

@@ -50,8 +50,8 @@ class SftConfig(SFTConfig):
         default=None,
         metadata={"help": "Keep trajectory rows of at least this reward: rejection sampling.", "group": "data"},
     )
-    on_bad_row: Literal["error", "skip"] = field(
-        default="error",
+    on_bad_row: OnBadRow = field(
+        default=OnBadRow.ERROR,
         metadata={"help": "What a row that cannot be read does: stop, or be counted.", "group": "data"},
     )
     max_length: int = field(
@@ -60,9 +60,18 @@ class SftConfig(SFTConfig):
     max_dropped_fraction: float = field(
         default=0.05, metadata={"help": "Stop if more than this share of the rows is dropped.", "group": "data"}
     )
-    # Inherited from trl, with defaults that suit a small model on any machine.
-    bf16: bool = field(default=False, metadata={"help": "Mixed precision in bfloat16."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    # Inherited, with defaults that suit a small model on any machine.
+    bf16: bool = field(default=False, metadata={"help": "Mixed precision in bfloat16.", "group": "memory"})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute activations in the backward pass.", "group": "memory"}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "A checkpoint folder; or latest: the newest complete one, the start when there is none.",
+            "group": "run",
+        },
+    )
 
 
 def train_sft(config: SftConfig) -> Path:
@@ -87,7 +96,7 @@ def read_demonstrations(
     encoded: list[EncodedTrajectory] = []
     data_sha256: dict[str, str] = {}
     for source in config.train_data:
-        rows = read_rows(source, parse_demonstration, on_bad_row=OnBadRow(config.on_bad_row))
+        rows = read_rows(source, parse_demonstration, on_bad_row=config.on_bad_row)
         prepared = prepare(
             rows if config.min_reward is None else reject(rows, min_reward=config.min_reward),
             tokenizer,

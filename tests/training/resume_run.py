@@ -20,7 +20,7 @@ from posttrain.training.safe_checkpointing import SafeCheckpointing
 from tests.training.tiny_oreo import tiny_config, tiny_trainer, trajectories, write_policy
 
 SETTINGS: dict[str, Any] = {
-    "max_steps": 80,  # 23 rows in steps of 2 x 4: three steps per epoch, so runs are also cut between epochs
+    "max_steps": 36,  # 23 rows in steps of 2 x 4: three steps per epoch, so runs are also cut between epochs
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 2,
     "save_strategy": "steps",

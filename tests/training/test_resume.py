@@ -17,7 +17,7 @@ from posttrain.training.metrics import METRICS, read_metrics
 
 REPOSITORY = Path(__file__).parents[2]
 RUN = Path(__file__).with_name("resume_run.py")
-N_STEPS, SAVE_STEPS = 80, 7  # as in resume_run.py: saves at 7, 14, ..., 77, 80
+N_STEPS, SAVE_STEPS = 36, 7  # as in resume_run.py: saves at 7, 14, 21, 28, 35, 36
 TIMING = ("time", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("trial", range(5))
 def test_run_equals_unbroken_run_after_kill_at_a_random_step(unbroken: Path, tmp_path: Path, trial: int) -> None:
-    step = random.Random(trial).randint(SAVE_STEPS + 1, N_STEPS - 10)
+    step = random.Random(trial).randint(SAVE_STEPS + 1, N_STEPS - 6)
     _kill_after_step("oreo", tmp_path / "run", step)
     assert _start("oreo", tmp_path / "run").wait() == 0
     _assert_same_run(tmp_path / "run", unbroken)
@@ -40,7 +40,7 @@ def test_run_equals_unbroken_run_after_kill_at_a_random_step(unbroken: Path, tmp
 
 def test_run_with_dropout_equals_unbroken_run_after_kill(tmp_path: Path) -> None:
     assert _start("dropout", tmp_path / "unbroken").wait() == 0
-    _kill_after_step("dropout", tmp_path / "run", step=37)
+    _kill_after_step("dropout", tmp_path / "run", step=19)
     assert _start("dropout", tmp_path / "run").wait() == 0
     _assert_same_run(tmp_path / "run", tmp_path / "unbroken")
 
@@ -74,7 +74,7 @@ def test_run_holds_no_pickle_when_it_has_ended(unbroken: Path) -> None:
 
 
 def test_two_newest_checkpoints_stay_when_the_limit_is_two(unbroken: Path) -> None:
-    assert [path.name for path in list_checkpoints(unbroken)] == ["checkpoint-77", "checkpoint-80"]
+    assert [path.name for path in list_checkpoints(unbroken)] == ["checkpoint-35", "checkpoint-36"]
 
 
 def _start(kind: str, run_dir: Path, *kill_at_file: str) -> subprocess.Popen[bytes]:
