@@ -66,10 +66,22 @@ VERBS = (
         function="posttrain.data.inspect:data_inspect",
     ),
     Verb(
+        "eval",
+        "Answer problems with one policy: greedy, samples with best-of-n and majority, value-guided beams.",
+        config="posttrain.evaluation.run:EvalConfig",
+        function="posttrain.evaluation.run:evaluate",
+    ),
+    Verb(
         "report",
         "Write a run's tables and plots as one HTML page with PNG files.",
         config="posttrain.evaluation.report:ReportConfig",
-        function="posttrain.evaluation.report:write_report",
+        function="posttrain.evaluation.report:report",
+    ),
+    Verb(
+        "quickstart",
+        "The whole idea in one command: train, search, evaluate and report a small study.",
+        config="posttrain.quickstart:QuickstartConfig",
+        function="posttrain.quickstart:run_quickstart",
     ),
     Verb(
         "doctor",

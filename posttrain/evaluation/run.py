@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.data.encode import encode_prompt
 from posttrain.data.problems import TemplateName, named_template, read_problems
 from posttrain.evaluation.decoding import Beam, Decoding, Greedy, Sampled, parse_decoding
-from posttrain.evaluation.records import append_records
+from posttrain.evaluation.records import append_records, read_records
+from posttrain.evaluation.solutions import read_solution, write_solutions
 from posttrain.evaluation.statistics import majority_vote, wilson_interval
 from posttrain.models.policy import load_policy
 from posttrain.models.value import load_value_model
@@ -36,6 +37,10 @@ class EvalConfig:
     output: str = field(metadata={"help": "answers are written to this .jsonl file, one record per answer"})
     name: str = field(metadata={"help": "first half of the method names in the records, e.g. 'oreo' in 'oreo/greedy'"})
     value_model: str | None = field(default=None, metadata={"help": "value model that picks answers and steers beams"})
+    values_output: str | None = field(
+        default=None, metadata={"help": "also write V along one sample of each of the first n_solutions problems here"}
+    )
+    n_solutions: int = field(default=400, metadata={"help": "solutions in values_output"})
     decoding: tuple[str, ...] = field(
         default=("greedy",), metadata={"help": "any of: greedy, sample:N (with best-of-n and majority), beam:WxE"}
     )
@@ -56,6 +61,7 @@ class Answering:
     """Everything that decoding one set of problems needs, built once."""
 
     engine: SamplingEngine
+    value_model: PreTrainedModel | None
     scorer: ValueScorer | None
     tokenizer: PreTrainedTokenizerBase
     problems: Sequence[Problem]
@@ -70,14 +76,16 @@ def evaluate(config: EvalConfig) -> Path:
         raise ValueError("a beam is steered by a value model: set value_model, or leave beam:... out of decoding")
     answering = _load(config)
     output = Path(config.output)
-    if output.exists():
-        raise FileExistsError(f"{output} exists: name another output, or remove it to answer again")
+    if output.exists() and any(r.method.startswith(f"{config.name}/") for r in read_records(output)):
+        raise FileExistsError(f"{output} has answers of '{config.name}' already: name another output or another name")
     for text, decoding in zip(config.decoding, decodings, strict=True):
         started = time.perf_counter()
         answered = list(answer(answering, decoding))
         append_records(output, answered)
         for line in _summary(answered):
             print(f"{line}   [{text}: {time.perf_counter() - started:.0f} s]")
+    if config.values_output is not None:
+        _write_values(answering, Path(config.values_output))
     return output
 
 
@@ -100,14 +108,38 @@ def _load(config: EvalConfig) -> Answering:
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     policy = load_policy(config.model, dtype=dtype).to(device)
     engine = TransformersEngine(policy, tokenizer, batch_size=config.batch_size, device=device)
-    scorer = None
+    value_model, scorer = None, None
     if config.value_model is not None:
         value_model = load_value_model(config.value_model, dtype=dtype).to(device)
         scorer = ReencodingScorer(value_model, batch_size=config.batch_size)
     template = named_template(config.template, tokenizer, instruction=config.instruction)
     problems = read_problems(config.problems, limit=config.limit, template=template)
     prompts = [tuple(encode_prompt(problem.prompt, tokenizer)) for problem in problems]
-    return Answering(engine, scorer, tokenizer, problems, prompts, config)
+    return Answering(engine, value_model, scorer, tokenizer, problems, prompts, config)
+
+
+def _write_values(a: Answering, path: Path) -> None:
+    """V along the first sample of each of the first problems."""
+    if a.value_model is None:
+        raise ValueError("values_output needs a value model: set value_model")
+    n = min(a.config.n_solutions, len(a.problems))
+    samples = a.engine.sample(a.prompts[:n], _whole_answers(a.config), 1)
+    solutions = [
+        read_solution(
+            a.value_model,
+            a.tokenizer,
+            prompt,
+            sample,
+            _record(a, problem, "sample", sample, None),
+            delimiters=a.config.step_delimiters,
+        )
+        for problem, prompt, (sample,) in zip(a.problems, a.prompts, samples, strict=False)
+    ]
+    write_solutions(path, solutions)
+
+
+def _whole_answers(config: EvalConfig) -> SamplingParams:
+    return SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed)
 
 
 def _greedy(a: Answering) -> Iterator[AnswerRecord]:
@@ -118,9 +150,7 @@ def _greedy(a: Answering) -> Iterator[AnswerRecord]:
 
 def _sampled(a: Answering, n: int) -> Iterator[AnswerRecord]:
     """n samples of each problem; from their first m = 2, 4, ... n: the majority's answer, and the best by value."""
-    params = SamplingParams(
-        max_new_tokens=a.config.max_new_tokens, temperature=a.config.temperature, seed=a.config.seed
-    )
+    params = _whole_answers(a.config)
     if a.scorer is None:
         drawn = [[(s, None) for s in samples] for samples in a.engine.sample(a.prompts, params, n)]
     else:
