@@ -22,6 +22,7 @@ from posttrain.stages import Stage, Stages
 from posttrain.training.provenance import hash_data, write_run_card
 
 BASELINES = ("rejection_sampling", "dpo")
+TEST_SEED = 1_000_000  # far from any seed of a run
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,13 @@ def _write_inputs(config: QuickstartConfig) -> dict[str, str]:
     """Problems, demonstrations, tokenizer and random weights of the small study; returns source -> sha256."""
     run = config.output
     run.mkdir(parents=True, exist_ok=True)
-    n_base, n_sft, n_train, n_test = (400, 200, 20, 40) if config.smoke else (20_000, 8_000, 1_000, config.n_test)
-    found = remainders.chain_sums(n_base + n_train + n_test, n_operations=remainders.N_OPERATIONS, seed=config.seed)
-    base, train, test = found[:n_base], found[n_base : n_base + n_train], found[n_base + n_train :]
+    n_base, n_sft, n_train, n_test = (400, 200, 20, 40) if config.smoke else (20_000, 10_000, 3_000, config.n_test)
+    # The same held-out problems for every seed, so that seeds can be compared problem by problem.
+    test = remainders.chain_sums(n_test, n_operations=remainders.N_OPERATIONS, seed=TEST_SEED)
+    own = remainders.chain_sums(
+        n_base + n_train, n_operations=remainders.N_OPERATIONS, seed=config.seed, but=frozenset(test)
+    )
+    base, train = own[:n_base], own[n_base:]
     write_jsonl(run / "base.jsonl", remainders.demonstrations(base, careful_share=1.0, seed=config.seed))
     write_jsonl(
         run / "sft.jsonl",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -43,8 +43,8 @@ class ChainSum:
         return self.start + sum(self.operations)
 
 
-def chain_sums(n: int, *, n_operations: int, seed: int) -> list[ChainSum]:
-    """n different chain sums of one-digit numbers from reasoning-gym, totals within 0..TOP all the way.
+def chain_sums(n: int, *, n_operations: int, seed: int, but: Collection[ChainSum] = frozenset()) -> list[ChainSum]:
+    """n different chain sums of one-digit numbers from reasoning-gym, none of `but`, totals within 0..TOP all the way.
 
     reasoning-gym's sums start with one digit; the start is moved by a random amount, as far as the totals allow.
     """
@@ -57,7 +57,9 @@ def chain_sums(n: int, *, n_operations: int, seed: int) -> list[ChainSum]:
         if max(totals) - min(totals) > TOP or 0 in terms[1:]:
             continue
         start = terms[0] + rng.randint(-min(totals), TOP - max(totals))
-        found[ChainSum(start, tuple(terms[1:]))] = None
+        problem = ChainSum(start, tuple(terms[1:]))
+        if problem not in but:
+            found[problem] = None
         if len(found) == n:
             return list(found)
     raise AssertionError("reasoning-gym's stream of chain sums has no end")

@@ -49,6 +49,7 @@ class EvalConfig:
     limit: int | None = field(default=None, metadata={"help": "answer only the first LIMIT problems"})
     max_new_tokens: int = field(default=512, metadata={"help": "token budget of one answer"})
     temperature: float = field(default=1.0, metadata={"help": "temperature of samples and beam steps"})
+    top_p: float = field(default=1.0, metadata={"help": "cut samples to the likeliest tokens with this mass"})
     step_delimiters: tuple[str, ...] = field(default=("\n",), metadata={"help": "strings that end a step of a beam"})
     max_steps: int = field(default=20, metadata={"help": "most steps of a beam (the paper: 20)"})
     batch_size: int = field(default=256, metadata={"help": "sequences sampled or scored at once"})
@@ -139,7 +140,9 @@ def _write_values(a: Answering, path: Path) -> None:
 
 
 def _whole_answers(config: EvalConfig) -> SamplingParams:
-    return SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed)
+    return SamplingParams(
+        max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
+    )
 
 
 def _greedy(a: Answering) -> Iterator[AnswerRecord]:
@@ -168,12 +171,7 @@ def _sampled(a: Answering, n: int) -> Iterator[AnswerRecord]:
 
 def _beam(a: Answering, beam: Beam) -> Iterator[AnswerRecord]:
     assert a.scorer is not None  # checked when the config was read
-    step = SamplingParams(
-        max_new_tokens=a.config.max_new_tokens,
-        temperature=a.config.temperature,
-        seed=a.config.seed,
-        stop=a.config.step_delimiters,
-    )
+    step = replace(_whole_answers(a.config), stop=a.config.step_delimiters)
     params = BeamParams(beam.width, beam.expansions, a.config.max_steps, step)
     for problem, tree in zip(a.problems, beam_search(a.engine, a.scorer, a.prompts, params), strict=True):
         best = tree.best()
