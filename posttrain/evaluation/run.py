@@ -107,11 +107,12 @@ def _load(config: EvalConfig) -> Answering:
         raise ValueError(f"dtype is '{config.dtype}', needs float32 or bfloat16")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(config.model)
-    policy = load_policy(config.model, dtype=dtype).to(device)
+    policy = load_policy(config.model, dtype=dtype)
     engine = TransformersEngine(policy, tokenizer, batch_size=config.batch_size, device=device)
     value_model, scorer = None, None
     if config.value_model is not None:
-        value_model = load_value_model(config.value_model, dtype=dtype).to(device)
+        value_model = load_value_model(config.value_model, dtype=dtype)
+        value_model.to(device)  # pyright: ignore[reportArgumentType] - transformers hides that `to` is a method
         scorer = ReencodingScorer(value_model, batch_size=config.batch_size)
     template = named_template(config.template, tokenizer, instruction=config.instruction)
     problems = read_problems(config.problems, limit=config.limit, template=template)
@@ -176,7 +177,7 @@ def _beam(a: Answering, beam: Beam) -> Iterator[AnswerRecord]:
     for problem, tree in zip(a.problems, beam_search(a.engine, a.scorer, a.prompts, params), strict=True):
         best = tree.best()
         ids = () if best is None else tree.completion(best)
-        text = a.tokenizer.decode(ids, skip_special_tokens=True)
+        text = _text(a, ids)
         is_ended = best is not None and best.state is NodeState.ANSWER
         yield AnswerRecord(
             task_id=problem.task_id,
@@ -191,8 +192,12 @@ def _beam(a: Answering, beam: Beam) -> Iterator[AnswerRecord]:
         )
 
 
+def _text(a: Answering, ids: Sequence[int]) -> str:
+    return str(a.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
 def _record(a: Answering, problem: Problem, how: str, sample: Sample, value: float | None) -> AnswerRecord:
-    text = a.tokenizer.decode(sample.token_ids, skip_special_tokens=True)
+    text = _text(a, sample.token_ids)
     return AnswerRecord(
         task_id=problem.task_id,
         method=f"{a.config.name}/{how}",

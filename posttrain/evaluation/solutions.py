@@ -37,7 +37,7 @@ def read_solution(
     return SolutionValues(
         task_id=record.task_id,
         grade=record.grade,
-        tokens=tuple(tokenizer.decode([token]) for token in ids),
+        tokens=tuple(str(tokenizer.decode([token])) for token in ids),
         values=tuple(value.tolist()),
         is_action=tuple(i >= len(prompt) for i in range(len(ids))),
         step_ends=tuple(ends),

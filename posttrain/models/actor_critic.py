@@ -33,7 +33,7 @@ class ActorCritic(nn.Module):
         self.chunk_size = chunk_size
         self.config = policy.config  # engines and Trainer look for it here
         # FSDP2 shards these layers one by one; without the names it would gather all three networks at once.
-        self._no_split_modules = sorted({*policy._no_split_modules, *value._no_split_modules})
+        self._no_split_modules = sorted({*(policy._no_split_modules or ()), *(value._no_split_modules or ())})
 
     def train(self, mode: bool = True) -> ActorCritic:
         super().train(mode)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -32,7 +32,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MAY_CHANGE = frozenset({"output", "limit", "batch_size", "problems_per_chunk"})
 
 
-def _option(help: str, default: object, group: str = "sampling"):
+def _option(help: str, default: object, group: str = "sampling") -> Any:
     return field(default=default, metadata={"help": help, "group": group})
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from trl import DPOConfig
+from trl import DPOConfig  # pyright: ignore[reportPrivateImportUsage] - trl's public path, without __all__
 
 from posttrain.data.audit import prepare
 from posttrain.data.fields import RowError

@@ -85,6 +85,20 @@ class SafeCheckpointing(Trainer):
             self._resumed_from = None
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
+    @property
+    def trained_model(self) -> nn.Module:
+        """`model`, which transformers types as optional because a sweep may set it late."""
+        if self.model is None:
+            raise RuntimeError("there is no model yet: it was asked for before model_init had made one")
+        return self.model
+
+    @property
+    def deepspeed_engine(self) -> Any:
+        """The engine around the model; RuntimeError before training has started, or without DeepSpeed."""
+        if self.deepspeed is None:
+            raise RuntimeError("there is no DeepSpeed engine: it is made when training starts with a deepspeed config")
+        return self.deepspeed
+
     def save_weights(self, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
         """Write the model as a folder that `from_pretrained` reads; `state_dict` is what an engine has gathered."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -179,13 +193,13 @@ class SafeCheckpointing(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         folder = Path(output_dir)
         if self.is_deepspeed_enabled:
-            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=is_peft_model(self.model))
+            self.deepspeed_engine.save_checkpoint(output_dir, exclude_frozen_parameters=is_peft_model(self.model))
         elif self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
             save_fsdp_model(plugin, self.accelerator, self.model, output_dir, **get_fsdp_ckpt_kwargs())
             save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
         elif self.args.should_save:
-            save_optimizer(folder, self.optimizer, self.model.named_parameters())
+            save_optimizer(folder, self.optimizer, self.trained_model.named_parameters())
         if self.args.should_save and not self._engine_owns_schedule():
             save_scheduler(folder, self.lr_scheduler)
 
@@ -214,7 +228,7 @@ class SafeCheckpointing(Trainer):
                 plugin, self.accelerator, self.optimizer, self.model, checkpoint, **get_fsdp_ckpt_kwargs()
             )
         elif not self.is_deepspeed_enabled:  # DeepSpeed has loaded weights and optimiser together
-            load_optimizer(folder, self.optimizer, self.model.named_parameters())
+            load_optimizer(folder, self.optimizer, self.trained_model.named_parameters())
         if not self._engine_owns_schedule():
             load_scheduler(folder, self.lr_scheduler)
 

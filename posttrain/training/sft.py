@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from trl import SFTConfig
+from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage] - trl's public path, without __all__
 
 from posttrain.data.audit import prepare
 from posttrain.data.preferences import total_reward

@@ -150,7 +150,7 @@ class ObjectiveTrainer(SafeCheckpointing):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         for network in self.networks:
-            load_network(Path(resume_from_checkpoint) / network.name, self.model.get_submodule(network.name))
+            load_network(Path(resume_from_checkpoint) / network.name, self.trained_model.get_submodule(network.name))
 
     def _backward(self, loss: Tensor) -> None:
         is_last = self.accelerator.sync_gradients
@@ -160,11 +160,11 @@ class ObjectiveTrainer(SafeCheckpointing):
                 self._before_optimizer_step()
             return
         # accelerate's DeepSpeed wrapper steps inside its backward; here the two are apart, with the guard between.
-        self.deepspeed.set_gradient_accumulation_boundary(is_last)
-        self.deepspeed.backward(loss, scale_wrt_gas=False)
+        self.deepspeed_engine.set_gradient_accumulation_boundary(is_last)
+        self.deepspeed_engine.backward(loss, scale_wrt_gas=False)
         if is_last:
             self._before_optimizer_step()
-            self.deepspeed.step()
+            self.deepspeed_engine.step()
 
     def _before_optimizer_step(self) -> None:
         gradients = self._gradients()
@@ -181,11 +181,11 @@ class ObjectiveTrainer(SafeCheckpointing):
             return TensorGradients(parameters)
         from posttrain.training.zero import OwnedGradients, PartitionedGradients  # DeepSpeed is an optional dependency
 
-        if self.deepspeed.gradient_clipping() > 0:
+        if self.deepspeed_engine.gradient_clipping() > 0:
             raise ValueError(
                 "DeepSpeed's gradient_clipping clips all networks together: set it to 0 in its config file"
             )
-        is_stage_3 = self.deepspeed.zero_optimization_stage() == 3
+        is_stage_3 = self.deepspeed_engine.zero_optimization_stage() == 3
         return PartitionedGradients(parameters) if is_stage_3 else OwnedGradients(parameters)
 
     def _global_counts(self, batches: Sequence[Batch]) -> Counts:

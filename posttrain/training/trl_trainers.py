@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from datasets import Dataset
-from trl import DPOTrainer, SFTTrainer
+from trl import DPOTrainer, SFTTrainer  # pyright: ignore[reportPrivateImportUsage] - trl's public path, without __all__
 
 from posttrain.training.safe_checkpointing import SafeCheckpointing
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ class PartitionedGradients:
 
     def scale(self, network: str, factor: float) -> None:
         for parameter in self._parameters[network]:
-            safe_set_local_grad(parameter, safe_get_local_grad(parameter) * factor)
+            safe_set_local_grad(parameter, _existing(safe_get_local_grad(parameter)) * factor)
 
 
 class OwnedGradients:
@@ -42,8 +42,17 @@ class OwnedGradients:
 
     def scale(self, network: str, factor: float) -> None:
         for parameter in self._parameters[network]:
-            safe_set_full_grad(parameter, safe_get_full_grad(parameter) * factor)
+            safe_set_full_grad(parameter, _existing(safe_get_full_grad(parameter)) * factor)
 
 
-def _sum_of_squares(gradients: map[Tensor]) -> Tensor:
-    return torch.stack([gradient.float().square().sum() for gradient in gradients]).sum()
+def _existing(gradient: Tensor | None) -> Tensor:
+    if gradient is None:
+        raise RuntimeError(
+            "DeepSpeed holds no gradient for a trained parameter: needed one after the last backward pass of a step; "
+            "does the parameter take part in the loss?"
+        )
+    return gradient
+
+
+def _sum_of_squares(gradients: Iterable[Tensor | None]) -> Tensor:
+    return torch.stack([_existing(gradient).float().square().sum() for gradient in gradients]).sum()
