@@ -127,7 +127,9 @@ def _write_inputs(config: QuickstartConfig) -> dict[str, str]:
     run = config.output
     run.mkdir(parents=True, exist_ok=True)
     n_base, n_sft, n_train = (400, 200, 20) if config.smoke else (20_000, 8_000, 1_000)
-    found = remainders.chain_sums(n_base + n_train + config.n_test, n_operations=remainders.N_OPERATIONS, seed=config.seed)
+    found = remainders.chain_sums(
+        n_base + n_train + config.n_test, n_operations=remainders.N_OPERATIONS, seed=config.seed
+    )
     base, train, test = found[:n_base], found[n_base : n_base + n_train], found[n_base + n_train :]
     write_jsonl(run / "base.jsonl", remainders.demonstrations(base, careful_share=1.0, seed=config.seed))
     write_jsonl(
