@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -72,6 +73,16 @@ def read_problems(source: str | Path, *, limit: int | None, template: PromptTemp
         parse = partial(_parse_problem_or_gsm8k, split=_split_name(str(found)), template=template)
         problems = list(read_rows(found, parse, on_bad_row=OnBadRow.ERROR).rows)
     return problems if limit is None else problems[:limit]
+
+
+def require_distinct_ids(problems: Sequence[Problem]) -> None:
+    """Raises ValueError when two problems share a task_id."""
+    repeated = [task_id for task_id, n in Counter(problem.task_id for problem in problems).items() if n > 1]
+    if repeated:
+        raise ValueError(
+            f"task_id {repeated[0]!r} is that of several problems ({len(repeated)} ids repeat): their answers could "
+            "not be told apart, and would be drawn from the same random stream"
+        )
 
 
 def read_gsm8k_solutions(

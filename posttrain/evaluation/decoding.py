@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -13,9 +14,13 @@ class Greedy:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """n whole answers. They also give best-of-m and majority for every m = 1, 2, 4, ... up to n."""
+    """n whole answers. They also give best-of-m and majority for every power of two m = 2, 4, ... up to n."""
 
     n: int
+
+    def prefix_sizes(self) -> tuple[int, ...]:
+        """The m = 2, 4, 8, ... <= n of which the first m samples are judged together."""
+        return tuple(2**k for k in range(1, self.n.bit_length()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +43,27 @@ def parse_decoding(text: str) -> Decoding:
     if (match := re.fullmatch(r"beam:([1-9]\d*)x([1-9]\d*)", text, re.ASCII)) is not None:
         return Beam(int(match[1]), int(match[2]))
     raise ValueError(f"decoding '{text}' is none of: greedy, sample:N (e.g. sample:16), beam:WxE (e.g. beam:4x4)")
+
+
+def require_distinct_records(texts: Sequence[str]) -> None:
+    """Raises ValueError when two of the decodings would write records of one method and budget."""
+    seen: dict[tuple[str, int], str] = {}
+    for text in texts:
+        for key in _methods(parse_decoding(text)):
+            if key in seen:
+                raise ValueError(
+                    f"decodings '{seen[key]}' and '{text}' both give '{key[0]}' answers with a budget of {key[1]}, "
+                    "which could not be told apart: leave one out, or write it under another name"
+                )
+            seen[key] = text
+
+
+def _methods(decoding: Decoding) -> tuple[tuple[str, int], ...]:
+    """Method and budget of each record that a decoding gives per problem."""
+    match decoding:
+        case Greedy():
+            return (("greedy", 1),)
+        case Sampled():
+            return (("sample", 1), *(("majority", m) for m in decoding.prefix_sizes()))
+        case Beam(width, expansions):
+            return (("beam", width * expansions),)

@@ -2,19 +2,29 @@
 
 One line is one answer.  A method gives one answer per (task, seed, budget), except `<policy>/sample`, whose lines are
 the single samples behind the other methods: several per task, each with budget 1.
+
+Several processes may append to one file: each holds a lock on it (flock) while it writes, and readers wait for it. On
+systems and file systems without such locks they have to take turns.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from posttrain.schema import AnswerRecord, FinishReason, Grade
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 SAMPLE = "sample"  # the decoding whose records may repeat a task
 MAX_ERRORS_SHOWN = 20
@@ -47,9 +57,9 @@ def append_records(path: Path, records: Iterable[AnswerRecord]) -> None:
     """
     lines = "".join(format_record(record) + "\n" for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _cut_unfinished_line(path)
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(lines)
+    with path.open("ab+") as file, _locked(file, "LOCK_EX"):
+        _cut_unfinished_line(file)
+        file.write(lines.encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -64,7 +74,7 @@ def read_records(path: Path) -> tuple[AnswerRecord, ...]:
     records: list[AnswerRecord] = []
     errors: list[str] = []
     first_line: dict[RecordKey, int] = {}
-    with path.open(encoding="utf-8", newline="\n") as file:
+    with path.open(encoding="utf-8", newline="\n") as file, _locked(file, "LOCK_SH"):
         for number, line in enumerate(file, start=1):
             where = f"{path.name}:{number}"
             try:
@@ -208,12 +218,22 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _cut_unfinished_line(path: Path) -> None:
-    if not path.exists() or path.stat().st_size == 0:
+def _cut_unfinished_line(file: IO[bytes]) -> None:
+    if file.seek(0, os.SEEK_END) == 0:
         return
-    with path.open("rb+") as file:
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) == b"\n":
-            return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) != b"\n":
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
+
+
+@contextmanager
+def _locked(file: IO[Any], kind: str) -> Iterator[None]:
+    """Hold fcntl's LOCK_EX (a writer) or LOCK_SH (a reader) on an open file, where there are locks."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, getattr(fcntl, kind))
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+    yield  # closing the file gives the lock back

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.data.encode import encode_prompt
-from posttrain.data.problems import TemplateName, named_template, read_problems
-from posttrain.evaluation.decoding import Beam, Decoding, Greedy, Sampled, parse_decoding
+from posttrain.data.problems import TemplateName, named_template, read_problems, require_distinct_ids
+from posttrain.evaluation.decoding import Beam, Decoding, Greedy, Sampled, parse_decoding, require_distinct_records
 from posttrain.evaluation.records import append_records, read_records
 from posttrain.evaluation.solutions import read_solution, write_solutions
 from posttrain.evaluation.statistics import majority_vote, wilson_interval
@@ -72,13 +72,11 @@ class Answering:
 
 def evaluate(config: EvalConfig) -> Path:
     """Answer every problem by every decoding of `config` and write the records; returns the file written."""
-    decodings = [parse_decoding(text) for text in config.decoding]
-    if config.value_model is None and any(isinstance(d, Beam) for d in decodings):
-        raise ValueError("a beam is steered by a value model: set value_model, or leave beam:... out of decoding")
-    answering = _load(config)
+    decodings = _decodings(config)
     output = Path(config.output)
     if output.exists() and any(r.method.startswith(f"{config.name}/") for r in read_records(output)):
         raise FileExistsError(f"{output} has answers of '{config.name}' already: name another output or another name")
+    answering = _load(config)
     for text, decoding in zip(config.decoding, decodings, strict=True):
         started = time.perf_counter()
         answered = list(answer(answering, decoding))
@@ -95,10 +93,20 @@ def answer(a: Answering, decoding: Decoding) -> Iterator[AnswerRecord]:
     match decoding:
         case Greedy():
             yield from _greedy(a)
-        case Sampled(n):
-            yield from _sampled(a, n)
+        case Sampled():
+            yield from _sampled(a, decoding)
         case Beam():
             yield from _beam(a, decoding)
+
+
+def _decodings(config: EvalConfig) -> list[Decoding]:
+    decodings = [parse_decoding(text) for text in config.decoding]
+    require_distinct_records(config.decoding)
+    if config.value_model is None and any(isinstance(d, Beam) for d in decodings):
+        raise ValueError("a beam is steered by a value model: set value_model, or leave beam:... out of decoding")
+    if config.value_model is None and config.values_output is not None:
+        raise ValueError("values_output needs a value model: set value_model")
+    return decodings
 
 
 def _load(config: EvalConfig) -> Answering:
@@ -116,14 +124,14 @@ def _load(config: EvalConfig) -> Answering:
         scorer = ReencodingScorer(value_model, batch_size=config.batch_size)
     template = named_template(config.template, tokenizer, instruction=config.instruction)
     problems = read_problems(config.problems, limit=config.limit, template=template)
+    require_distinct_ids(problems)
     prompts = [tuple(encode_prompt(problem.prompt, tokenizer)) for problem in problems]
     return Answering(engine, value_model, scorer, tokenizer, problems, prompts, config)
 
 
 def _write_values(a: Answering, path: Path) -> None:
     """V along the first sample of each of the first problems."""
-    if a.value_model is None:
-        raise ValueError("values_output needs a value model: set value_model")
+    assert a.value_model is not None  # checked when the config was read
     n = min(a.config.n_solutions, len(a.problems))
     samples = a.engine.sample(a.prompts[:n], _whole_answers(a.config), 1)
     solutions = [
@@ -152,18 +160,18 @@ def _greedy(a: Answering) -> Iterator[AnswerRecord]:
         yield _record(a, problem, "greedy", sample, None)
 
 
-def _sampled(a: Answering, n: int) -> Iterator[AnswerRecord]:
-    """n samples of each problem; from their first m = 2, 4, ... n: the majority's answer, and the best by value."""
+def _sampled(a: Answering, sampled: Sampled) -> Iterator[AnswerRecord]:
+    """n samples of each problem; of their first m = 2, 4, ..., the majority's answer and the best by value."""
     params = _whole_answers(a.config)
     if a.scorer is None:
-        drawn = [[(s, None) for s in samples] for samples in a.engine.sample(a.prompts, params, n)]
+        drawn = [[(s, None) for s in samples] for samples in a.engine.sample(a.prompts, params, sampled.n)]
     else:
-        scored = score_samples(a.engine, a.scorer, a.prompts, params, n)
+        scored = score_samples(a.engine, a.scorer, a.prompts, params, sampled.n)
         drawn = [[(s.sample, s.value) for s in samples] for samples in scored]
     for problem, samples in zip(a.problems, drawn, strict=True):
         records = [_record(a, problem, "sample", sample, value) for sample, value in samples]
         yield from records
-        for m in (2**k for k in range(1, n.bit_length()) if 2**k <= n):
+        for m in sampled.prefix_sizes():
             spent = sum(record.n_generated_tokens for record in records[:m])
             yield _chosen(a, "majority", _majority(records[:m]), m, spent)
             if a.scorer is not None:

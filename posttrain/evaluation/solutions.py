@@ -32,7 +32,7 @@ def read_solution(
     input_ids = torch.tensor([ids], device=value_model.device)
     value = values_at_every_position(value_model, input_ids, torch.ones_like(input_ids, dtype=torch.bool))[0]
     starts = step_ends(tokenizer, delimiters).starts(list(sample.token_ids))
-    # A step ends on the token before the next one starts; the last step ends before EOS.
+    # A step ends on the token before the next one starts. The last step has no such token: the answer ends it.
     ends = [len(prompt) + i - 1 for i, is_start in enumerate(starts) if is_start and i > 0]
     return SolutionValues(
         task_id=record.task_id,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from posttrain import __version__
 from posttrain.data.encode import encode_prompt
-from posttrain.data.problems import TemplateName, named_template, read_problems
+from posttrain.data.problems import TemplateName, named_template, read_problems, require_distinct_ids
 from posttrain.models.policy import load_policy
 from posttrain.rewards.grade import grade
 from posttrain.rollout.row_file import RowFile
@@ -92,7 +91,7 @@ def collect(config: CollectConfig) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     template = named_template(config.template, tokenizer, instruction=config.instruction)
     problems = read_problems(config.problems, limit=config.limit, template=template)
-    _require_distinct_ids(problems)
+    require_distinct_ids(problems)
     run = {**_shown(config, but=_MAY_CHANGE), "model_sha256": _weights_sha256(Path(config.model))}
     tally = Tally()
     file = RowFile(config.output, n_per_problem=config.samples_per_problem)
@@ -186,15 +185,6 @@ def _engine(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, problems:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return TransformersEngine(model, tokenizer, batch_size=config.batch_size, device=device)
-
-
-def _require_distinct_ids(problems: Sequence[Problem]) -> None:
-    repeated = [task_id for task_id, n in Counter(problem.task_id for problem in problems).items() if n > 1]
-    if repeated:
-        raise ValueError(
-            f"task_id {repeated[0]!r} is that of several problems ({len(repeated)} ids repeat): their answers could "
-            "not be told apart, and would be drawn from the same random stream"
-        )
 
 
 def _shown(config: CollectConfig, but: frozenset[str] = frozenset()) -> dict[str, object]:

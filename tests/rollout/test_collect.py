@@ -189,7 +189,7 @@ def test_problems_that_share_an_id_are_refused(config):
 
 def test_instruction_without_a_chat_template_is_refused(config):
     with pytest.raises(ValueError, match="only 'chat' has a system message"):
-        replace(config, instruction="Be brief.")
+        collect(replace(config, instruction="Be brief."))
 
 
 RUN_COLLECT = """

@@ -1,0 +1,199 @@
+"""The quickstart's task: its problems, its two annotators and its tokenizer, whatever the sizes are set to."""
+
+import json
+import random
+from itertools import accumulate
+
+import pytest
+
+from posttrain.data import remainders
+from posttrain.data.remainders import (
+    DIVISOR,
+    LABELS,
+    SLIPS,
+    TOP,
+    ChainSum,
+    careful_solution,
+    chain_sums,
+    demonstrations,
+    graded_problems,
+    hurried_solution,
+    small_llama,
+    tokenizer,
+)
+from posttrain.rewards.grade import grade
+from posttrain.schema import Grade
+
+N_OPERATIONS = remainders.N_OPERATIONS
+SUM = ChainSum(start=7, operations=(5, -3, 4))  # 7, 12, 9, 13
+
+pytest.importorskip("reasoning_gym", reason="the problems are reasoning-gym's")
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return chain_sums(300, n_operations=N_OPERATIONS, seed=3)
+
+
+def totals_of(problem: ChainSum) -> list[int]:
+    """The running totals, the start first."""
+    return list(accumulate(problem.operations, initial=problem.start))
+
+
+def solve(problem: ChainSum, seed: int) -> str:
+    return careful_solution(problem, rng=random.Random(seed))
+
+
+def lines_of(solution: str) -> list[tuple[str, int]]:
+    """The labels and totals of a careful solution, without its answer."""
+    *lines, _ = solution.split("\n")
+    return [(label, int(total)) for label, total in map(str.split, lines)]
+
+
+def test_running_totals_stay_in_range_and_no_operation_is_zero(problems):
+    for problem in problems:
+        assert len(problem.operations) == N_OPERATIONS
+        assert all(0 <= total <= TOP for total in totals_of(problem))
+        assert all(1 <= abs(operation) <= 9 for operation in problem.operations)
+
+
+def test_problems_are_distinct_and_totals_reach_both_ends_of_the_range(problems):
+    assert len(set(problems)) == 300
+    reached = {total for problem in problems for total in totals_of(problem)}
+    assert reached == set(range(TOP + 1))
+
+
+def test_the_same_seed_gives_the_same_problems_and_a_shorter_list_is_their_beginning(problems):
+    assert chain_sums(300, n_operations=N_OPERATIONS, seed=3) == problems
+    assert chain_sums(40, n_operations=N_OPERATIONS, seed=3) == problems[:40]
+    assert not set(chain_sums(40, n_operations=N_OPERATIONS, seed=4)) & set(problems[:40])
+
+
+def test_the_operations_are_those_of_reasoning_gym_and_the_gold_answer_is_its_sum_moved_with_the_start(problems):
+    import reasoning_gym
+
+    entries = reasoning_gym.create_dataset(
+        "chain_sum",
+        size=2_000,
+        seed=3_000,  # the first block of seed 3; the sums of later blocks are other ones
+        min_terms=N_OPERATIONS + 1,
+        max_terms=N_OPERATIONS + 1,
+        min_digits=1,
+        max_digits=1,
+    )
+    answer_of = {}  # expression -> reasoning-gym's own answer
+    for entry in entries:
+        answer_of[entry["metadata"]["expression"]] = int(entry["answer"])
+    n_found = 0
+    for problem, graded in zip(problems, graded_problems(problems, split="test"), strict=True):
+        signed = "".join(f" {'+' if n > 0 else '-'} {abs(n)}" for n in problem.operations)
+        starts = [start for start in range(-9, 10) if f"{start}{signed}" in answer_of]
+        n_found += bool(starts)
+        for start in starts:
+            moved = answer_of[f"{start}{signed}"] + problem.start - start
+            assert graded.answer == str(moved % DIVISOR)
+    assert n_found > 20
+
+
+@pytest.mark.parametrize("n_operations", [0, len(LABELS) + 1])
+def test_a_number_of_operations_without_letters_is_refused(n_operations):
+    with pytest.raises(ValueError, match=f"n_operations is {n_operations}, needs 1 to {len(LABELS)}"):
+        chain_sums(1, n_operations=n_operations, seed=0)
+
+
+def test_a_question_names_the_start_and_each_operation_with_its_letter_and_sign():
+    assert SUM.question() == "7 a +5 b -3 c +4"
+    assert SUM.total() == 13
+
+
+def test_a_careful_solution_without_slips_is_exact_and_ends_in_the_right_remainder(monkeypatch, problems):
+    monkeypatch.setattr(remainders, "SLIP_RATE", 0.0)
+    assert solve(SUM, 0) == f"a 12 \n b 9 \n c 13 \n #### {13 % DIVISOR}"
+    for problem, graded in zip(problems, graded_problems(problems, split="test"), strict=True):
+        solution = solve(problem, 0)
+        assert lines_of(solution) == list(zip(LABELS, totals_of(problem)[1:], strict=False))
+        assert grade(graded, solution) is Grade.CORRECT
+
+
+def test_a_slip_on_every_line_carries_through_to_the_answer(monkeypatch, problems):
+    monkeypatch.setattr(remainders, "SLIP_RATE", 1.0)
+    n_wrong = 0
+    for problem, graded in zip(problems, graded_problems(problems, split="test"), strict=True):
+        solution = solve(problem, seed=problem.start)
+        total = problem.start
+        for operation, (_, said) in zip(problem.operations, lines_of(solution), strict=True):
+            # Off by one of SLIPS from the total said before, unless the range 0..TOP cut it.
+            assert said in {min(max(total + operation + slip, 0), TOP) for slip in SLIPS}
+            total = said
+        assert solution.endswith(f" #### {total % DIVISOR}")
+        n_wrong += grade(graded, solution) is Grade.WRONG
+    assert n_wrong > len(problems) / 2
+
+
+def test_slips_come_at_their_rate(monkeypatch, problems):
+    monkeypatch.setattr(remainders, "SLIP_RATE", 0.25)
+    n_lines = n_slips = 0
+    rng = random.Random(0)
+    for problem in problems:
+        total = problem.start
+        for operation, (_, said) in zip(problem.operations, lines_of(careful_solution(problem, rng=rng)), strict=True):
+            is_inside = 2 <= total + operation <= TOP - 2  # away from the ends every slip shows
+            n_lines += is_inside
+            n_slips += is_inside and said != total + operation
+            total = said
+    # Binomial(n, 0.25): four standard deviations.
+    assert abs(n_slips - 0.25 * n_lines) < 4 * (n_lines * 0.25 * 0.75) ** 0.5
+
+
+def test_a_hurried_solution_is_the_right_answer_alone(problems):
+    assert hurried_solution(SUM) == f"#### {13 % DIVISOR}"
+    for problem, graded in zip(problems, graded_problems(problems, split="test"), strict=True):
+        assert grade(graded, hurried_solution(problem)) is Grade.CORRECT
+
+
+def test_demonstrations_are_careful_in_the_share_asked_for_and_the_same_for_the_same_seed(problems):
+    rows = demonstrations(problems, careful_share=0.3, seed=5)
+    assert rows == demonstrations(problems, careful_share=0.3, seed=5)
+    assert rows != demonstrations(problems, careful_share=0.3, seed=6)
+    assert [row["prompt"] for row in rows] == [f"{problem.question()} \n" for problem in problems]
+    n_careful = sum(not row["completion"].startswith("####") for row in rows)
+    assert abs(n_careful - 90) < 4 * (300 * 0.3 * 0.7) ** 0.5  # Binomial(300, 0.3): four standard deviations
+
+
+@pytest.mark.parametrize(("share", "is_careful"), [(0.0, False), (1.0, True)])
+def test_demonstrations_are_all_of_one_kind_at_the_ends(problems, share, is_careful):
+    rows = demonstrations(problems, careful_share=share, seed=0)
+    assert {row["completion"].startswith("a ") for row in rows} == {is_careful}
+
+
+def test_a_graded_problem_keeps_its_split_its_place_and_its_sum(problems):
+    second = graded_problems(problems, split="train")[1]
+    assert second.task_id == "remainders/train/2"
+    entry = json.loads(second.entry)
+    assert ChainSum(entry["start"], tuple(entry["operations"])) == problems[1]
+
+
+def test_the_tokenizer_gives_every_text_back_and_one_token_for_each_word(problems):
+    vocabulary = tokenizer()
+    for row in demonstrations(problems, careful_share=0.5, seed=1):
+        for text in row.values():
+            ids = vocabulary(text)["input_ids"]
+            assert vocabulary.decode(ids) == text
+            assert len(ids) == len(text.split(" "))
+            assert vocabulary.pad_token_id not in ids  # it is also the unknown token
+
+
+def test_a_line_break_is_one_token_of_its_own():
+    vocabulary = tokenizer()
+    (line_break,) = vocabulary("\n")["input_ids"]
+    assert vocabulary("7 \n a")["input_ids"][1] == line_break
+
+
+def test_every_number_operation_and_letter_has_an_id_and_the_model_has_a_row_for_each():
+    vocabulary = tokenizer()
+    words = [*map(str, range(TOP + 1)), *(f"{n:+d}" for n in (*range(-9, 0), *range(1, 10))), *LABELS, "####", "\n"]
+    ids = vocabulary(" ".join(words))["input_ids"]
+    assert len(set(ids)) == len(words)
+    config = small_llama(vocabulary)
+    assert config.vocab_size == len(vocabulary) == len(words) + 2  # pad and eos
+    assert (config.eos_token_id, config.pad_token_id) == (vocabulary.eos_token_id, vocabulary.pad_token_id)

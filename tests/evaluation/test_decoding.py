@@ -1,0 +1,46 @@
+"""Decodings as text: what is read, what is refused, and which of them cannot stand in one file."""
+
+import re
+
+import pytest
+
+from posttrain.evaluation.decoding import Beam, Greedy, Sampled, parse_decoding, require_distinct_records
+
+
+@pytest.mark.parametrize(
+    ("text", "decoding"),
+    [("greedy", Greedy()), ("sample:1", Sampled(1)), ("sample:16", Sampled(16)), ("beam:4x2", Beam(4, 2))],
+)
+def test_a_decoding_is_read_from_its_text(text, decoding):
+    assert parse_decoding(text) == decoding
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Greedy", "sample", "sample:0", "sample:-4", "sample:4 ", "sample:٤", "beam:4", "beam:4x0", "beam:x4"]
+)
+def test_a_text_that_is_no_decoding_is_refused_with_the_three_forms(text):
+    forms = re.escape("greedy, sample:N (e.g. sample:16), beam:WxE (e.g. beam:4x4)")
+    with pytest.raises(ValueError, match=f"decoding '{re.escape(text)}' is none of: {forms}"):
+        parse_decoding(text)
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(1, ()), (2, (2,)), (7, (2, 4)), (16, (2, 4, 8, 16))])
+def test_samples_are_judged_at_the_powers_of_two_up_to_their_number(n, sizes):
+    assert Sampled(n).prefix_sizes() == sizes
+
+
+@pytest.mark.parametrize(
+    ("texts", "method", "budget"),
+    [
+        (("greedy", "sample:4", "greedy"), "greedy", 1),
+        (("sample:4", "sample:8"), "sample", 1),
+        (("beam:4x1", "beam:2x2"), "beam", 4),  # both draw 4 samples per step
+    ],
+)
+def test_decodings_whose_records_would_have_one_key_are_refused_together(texts, method, budget):
+    with pytest.raises(ValueError, match=f"both give '{method}' answers with a budget of {budget}"):
+        require_distinct_records(texts)
+
+
+def test_beams_of_different_budgets_stand_beside_samples():
+    require_distinct_records(("greedy", "sample:16", "beam:2x2", "beam:4x4"))
