@@ -15,7 +15,7 @@ Argument = str | Path
 N_TAIL = 25  # lines of a failed stage's log that the error shows
 
 
-class StageError(RuntimeError):
+class StageError(ChildProcessError):
     """A stage ended with an error; the message shows the end of its log."""
 
 

@@ -99,6 +99,7 @@ def answer(config: OreoConfig, folder: Path, name: str, policy: Path, **changes:
     return [record for record in read_records(output) if record.method.startswith(f"{name}/")]
 
 
+@pytest.mark.filterwarnings("error:.*pin_memory")  # training asks for no pinned memory where nothing could use it
 def test_one_row_is_followed_by_hand_from_its_line_to_the_reports_table(tmp_path):
     config = config_of(tmp_path)
     tokenizer = word_tokenizer()

@@ -41,7 +41,7 @@ class Audit:
     n_kept: int
     n_tokens: Spread  # per kept row
     n_actions: Spread  # per kept row
-    reward_mean: float  # of the kept rows' summed rewards
+    reward_mean: float | None  # of the kept rows' summed rewards; None when no row has a reward
 
     def table(self) -> str:
         """The audit as aligned text, one line per number."""
@@ -53,7 +53,7 @@ class Audit:
             ("of these length-stopped, no EOS", f"{self.n_length_stopped:,}"),
             ("tokens p50 / p95 / max", _slashed(self.n_tokens)),
             ("action tokens p50 / p95 / max", _slashed(self.n_actions)),
-            ("reward mean", f"{self.reward_mean:.4f}"),
+            ("reward mean", "-" if self.reward_mean is None else f"{self.reward_mean:.4f}"),
         )
         width, value_width = (max(map(len, column)) for column in zip(*lines, strict=True))
         head = f"{self.source}  sha256 {self.sha256[:12]}"
@@ -100,9 +100,15 @@ def prepare(
             n_kept=len(kept),
             n_tokens=Spread.of([len(item.input_ids) for _, item in kept]),
             n_actions=Spread.of([sum(item.is_action) for _, item in kept]),
-            reward_mean=sum(sum(item.reward) for _, item in kept) / len(kept),
+            reward_mean=_reward_mean(kept),
         ),
     )
+
+
+def _reward_mean(kept: Sequence[tuple[TrajectoryRow, EncodedTrajectory]]) -> float | None:
+    if all(row.reward is None and not row.step_rewards for row, _ in kept):
+        return None
+    return sum(sum(item.reward) for _, item in kept) / len(kept)
 
 
 def _encode_all(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.data.encode import encode_prompt
 from posttrain.data.problems import TemplateName, named_template, read_problems, require_distinct_ids
@@ -16,6 +16,7 @@ from posttrain.evaluation.decoding import Beam, Decoding, Greedy, Sampled, parse
 from posttrain.evaluation.records import append_records, read_records
 from posttrain.evaluation.solutions import read_solution, write_solutions
 from posttrain.evaluation.statistics import majority_vote, wilson_interval
+from posttrain.models.loading import load_tokenizer
 from posttrain.models.policy import load_policy
 from posttrain.models.value import load_value_model
 from posttrain.rewards.grade import final_answer, grade
@@ -114,7 +115,7 @@ def _load(config: EvalConfig) -> Answering:
     if dtype is None:
         raise ValueError(f"dtype is '{config.dtype}', needs float32 or bfloat16")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    tokenizer = load_tokenizer(config.model)
     policy = load_policy(config.model, dtype=dtype)
     engine = TransformersEngine(policy, tokenizer, batch_size=config.batch_size, device=device)
     value_model, scorer = None, None

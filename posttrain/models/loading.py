@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
-from torch import nn
-from transformers import PreTrainedModel
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 VALUE_HEAD = "score.weight"  # the key that a value model has and a policy has not
+
+
+def require_model_path(path: str | Path) -> None:
+    """Raises FileNotFoundError for a path that is neither a folder nor of the form of a Hub id (owner/name)."""
+    if not Path(path).is_dir() and HUB_ID.fullmatch(str(path)) is None:
+        raise FileNotFoundError(
+            f"no model folder at {path} (and '{path}' is no Hub id, owner/name): is the path right, and has the run "
+            "that writes it ended?"
+        )
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or Hub id."""
+    require_model_path(path)
+    return AutoTokenizer.from_pretrained(path)
+
+
+@contextmanager
+def no_load_report() -> Iterator[None]:
+    """Keep transformers from printing its table of missing and unexpected weights: the caller judges them itself."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def own_memory(model: PreTrainedModel) -> None:

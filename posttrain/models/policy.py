@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from posttrain.models.loading import VALUE_HEAD, own_memory, switch_dropout_off
+from posttrain.models.loading import VALUE_HEAD, own_memory, require_model_path, switch_dropout_off
 
 # What architectures call a transform between the output head and the logits, with the value that makes it do nothing.
 LOGIT_TRANSFORMS = {
@@ -22,9 +22,11 @@ LOGIT_TRANSFORMS = {
 def load_policy(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
     """Load a causal LM from a folder or Hub id in `dtype`, dropout off: π must equal π_ref at step 0.
 
-    Raises ValueError when the files hold a value model or lack weights, or when the architecture transforms the logits
-    after its output head, which the chunked log-probabilities would leave out.
+    Raises FileNotFoundError without a folder. Raises ValueError when the files hold a value model or lack weights, or
+    when the architecture transforms the logits after its output head, which the chunked log-probabilities would leave
+    out.
     """
+    require_model_path(path)
     model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues] - a pair, by the flag
         path, dtype=dtype, output_loading_info=True
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from posttrain.models.loading import VALUE_HEAD, own_memory, switch_dropout_off
+from posttrain.models.loading import VALUE_HEAD, no_load_report, own_memory, require_model_path, switch_dropout_off
 
 
 class ValueHead(nn.Linear):
@@ -39,11 +39,13 @@ def value_model_from_policy(policy_path: str | Path, *, dtype: torch.dtype) -> P
 
     Raises ValueError when any weight of the trunk is missing from the files.
     """
+    require_model_path(policy_path)
     config = AutoConfig.from_pretrained(policy_path, num_labels=1)
     config.problem_type = "regression"
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        policy_path, config=config, dtype=dtype, output_loading_info=True
-    )
+    with no_load_report():  # it would warn that the head is missing, which is what was asked for
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            policy_path, config=config, dtype=dtype, output_loading_info=True
+        )
     missing = sorted(set(info["missing_keys"]) - {VALUE_HEAD})
     if missing:
         raise ValueError(f"{policy_path} lacks {missing}: the value model would start from a random trunk")
@@ -61,6 +63,7 @@ def load_value_model(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel
     The trunk is held in `dtype`, the head exactly as it was saved.
     Raises ValueError naming the keys that are missing, or that the head holds NaN or Inf.
     """
+    require_model_path(path)
     n_labels = AutoConfig.from_pretrained(path).num_labels
     model, info = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
     if info["missing_keys"]:

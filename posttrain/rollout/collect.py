@@ -12,11 +12,12 @@ from typing import Any, Literal
 import torch
 import transformers
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from posttrain import __version__
 from posttrain.data.encode import encode_prompt
 from posttrain.data.problems import TemplateName, named_template, read_problems, require_distinct_ids
+from posttrain.models.loading import load_tokenizer
 from posttrain.models.policy import load_policy
 from posttrain.rewards.grade import grade
 from posttrain.rollout.row_file import RowFile
@@ -88,7 +89,7 @@ def collect(config: CollectConfig) -> Path:
     file at `output` is of another model, other problems or other sampling parameters.
     """
     params = config.sampling_params()
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    tokenizer = load_tokenizer(config.model)
     template = named_template(config.template, tokenizer, instruction=config.instruction)
     problems = read_problems(config.problems, limit=config.limit, template=template)
     require_distinct_ids(problems)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig  # pyright: ignore[reportPrivateImportUsage] - trl's public path, without __all__
 
 from posttrain.data.audit import prepare
@@ -18,6 +18,7 @@ from posttrain.data.fields import RowError
 from posttrain.data.preferences import trajectory_pairs
 from posttrain.data.rows import parse_preference, parse_trajectory
 from posttrain.data.sources import OnBadRow, Rows, RowsError, read_rows
+from posttrain.models.loading import load_tokenizer
 from posttrain.models.policy import frozen_copy, load_policy
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
 from posttrain.training.answers import as_trajectory, is_trajectory
@@ -67,6 +68,13 @@ class DpoBaselineConfig(DPOConfig):
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute activations in the backward pass.", "group": "memory"}
     )
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.accelerator.is_available,
+        metadata={
+            "help": "Copy from pinned memory; off without an accelerator.",
+            "group": "memory",
+        },
+    )
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
@@ -86,7 +94,7 @@ def train_dpo(config: DpoBaselineConfig) -> Path:
 
     It is a Hugging Face model folder with its tokenizer, beside run.json, metrics.jsonl and the checkpoints.
     """
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    tokenizer = load_tokenizer(config.model)
     pairs, data_sha256 = read_pairs(config, tokenizer)
     trainer = build_dpo_trainer(config, pairs, tokenizer)
     if trainer.is_world_process_zero():

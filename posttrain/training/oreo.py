@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoTokenizer,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
@@ -25,6 +24,7 @@ from posttrain.data.rows import parse_trajectory
 from posttrain.data.sources import read_rows
 from posttrain.losses import Objective, Term, effective_temperature, oreo_step, oreo_token
 from posttrain.models.actor_critic import ActorCritic, token_values
+from posttrain.models.loading import load_tokenizer
 from posttrain.models.policy import load_policy
 from posttrain.models.value import load_value_model, value_model_from_policy
 from posttrain.schema import EncodedTrajectory, TokenBatch, TokenValues
@@ -45,7 +45,7 @@ def train_oreo(config: OreoConfig) -> Path:
     NonFiniteError when a loss or gradient is NaN or Inf.
     """
     run_dir = Path(config.output_dir)
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    tokenizer = load_tokenizer(config.model)
     encoded, audits = read_trajectories(config, tokenizer)
     if config.process_index == 0:
         for audit in audits:

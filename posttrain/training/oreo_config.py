@@ -97,6 +97,13 @@ class OreoConfig(TrainingArguments):
     max_grad_norm: float = field(default=0.0, metadata={"help": "Off: the two networks are clipped apart."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Off: rows are encoded already."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off: NaN and Inf stop the run instead."})
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.accelerator.is_available,
+        metadata={
+            "help": "Copy from pinned memory; off without an accelerator.",
+            "group": "memory",
+        },
+    )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Off: every parameter receives a gradient in every step."}
     )

@@ -11,13 +11,14 @@ from typing import Literal
 
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage] - trl's public path, without __all__
 
 from posttrain.data.audit import prepare
 from posttrain.data.preferences import total_reward
 from posttrain.data.rows import parse_completion, parse_trajectory
 from posttrain.data.sources import OnBadRow, Rows, RowsError, read_rows
+from posttrain.models.loading import load_tokenizer
 from posttrain.models.policy import load_policy
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
 from posttrain.training.answers import as_trajectory, is_trajectory
@@ -65,6 +66,13 @@ class SftConfig(SFTConfig):
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute activations in the backward pass.", "group": "memory"}
     )
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.accelerator.is_available,
+        metadata={
+            "help": "Copy from pinned memory; off without an accelerator.",
+            "group": "memory",
+        },
+    )
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
@@ -79,7 +87,7 @@ def train_sft(config: SftConfig) -> Path:
 
     It is a Hugging Face model folder with its tokenizer, beside run.json, metrics.jsonl and the checkpoints.
     """
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    tokenizer = load_tokenizer(config.model)
     encoded, data_sha256 = read_demonstrations(config, tokenizer)
     trainer = build_sft_trainer(config, encoded, tokenizer)
     if trainer.is_world_process_zero():

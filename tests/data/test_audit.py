@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -50,6 +51,14 @@ def test_table_states_every_count(char_tokenizer):
         ["", "action tokens p50 / p95 / max", "2 / 3 / 3"],
         ["", "reward mean", "0.0000"],
     ]
+
+
+def test_rows_without_reward_have_no_mean_and_the_table_says_so(char_tokenizer):
+    rows = rows_of("a", "ab")
+    unrewarded = dataclasses.replace(rows, rows=tuple(dataclasses.replace(row, reward=None) for row in rows.rows))
+    audit = prepared(unrewarded, char_tokenizer).audit
+    assert audit.reward_mean is None
+    assert re.split("   *", audit.table().splitlines()[-1]) == ["", "reward mean", "-"]
 
 
 def test_length_stopped_rows_are_kept_and_counted(char_tokenizer):
