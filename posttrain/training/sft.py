@@ -25,6 +25,7 @@ from posttrain.training.answers import as_trajectory, is_trajectory
 from posttrain.training.metrics import MetricsFile
 from posttrain.training.provenance import write_run_card
 from posttrain.training.trl_trainers import SftTrainer
+from posttrain.training.without_accelerator import choose_cpu
 
 NO_LOSS = -100  # the label that transformers and trl leave out of the loss
 
@@ -80,6 +81,10 @@ class SftConfig(SFTConfig):
             "group": "run",
         },
     )
+
+    def __post_init__(self) -> None:
+        choose_cpu(self)
+        super().__post_init__()
 
 
 def train_sft(config: SftConfig) -> Path:

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 import posttrain
-from posttrain.training.provenance import git_state, hash_data, write_run_card
+from posttrain.training.provenance import command_line, git_state, hash_data, write_run_card
 
 
 def test_card_holds_config_seeds_versions_and_command_when_written(tmp_path: Path) -> None:
@@ -20,9 +20,15 @@ def test_card_holds_config_seeds_versions_and_command_when_written(tmp_path: Pat
     assert card["seeds"] == {"seed": 7, "data_seed": None}
     assert card["packages"]["torch"] == torch.__version__
     assert card["packages"]["posttrain"] == posttrain.__version__
-    assert card["command"] == sys.argv
+    assert card["command"] == command_line(sys.argv)
     assert card["data_sha256"] == {"train.jsonl": "ab"}
     assert card["started"].endswith("+00:00")
+
+
+@pytest.mark.parametrize("program", ["/opt/posttrain/__main__.py", "/opt/.venv/bin/posttrain"])
+def test_command_names_no_folder_of_the_machine_in_either_form_of_the_command_line(program: str) -> None:
+    arguments = ["oreo", "--train_data", "runs/samples.jsonl"]
+    assert command_line([program, *arguments]) == ["posttrain", *arguments]
 
 
 def test_card_of_the_first_start_is_kept_when_a_run_is_started_again(tmp_path: Path) -> None:
