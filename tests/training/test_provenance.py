@@ -25,7 +25,7 @@ def test_card_holds_config_seeds_versions_and_command_when_written(tmp_path: Pat
     assert card["started"].endswith("+00:00")
 
 
-@pytest.mark.parametrize("program", ["/opt/posttrain/__main__.py", "/opt/.venv/bin/posttrain"])
+@pytest.mark.parametrize("program", ["/srv/posttrain/__main__.py", "/srv/.venv/bin/posttrain"])
 def test_command_names_no_folder_of_the_machine_in_either_form_of_the_command_line(program: str) -> None:
     arguments = ["oreo", "--train_data", "runs/samples.jsonl"]
     assert command_line([program, *arguments]) == ["posttrain", *arguments]
