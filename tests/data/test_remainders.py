@@ -69,6 +69,11 @@ def test_the_same_seed_gives_the_same_problems_and_a_shorter_list_is_their_begin
     assert not set(chain_sums(40, n_operations=N_OPERATIONS, seed=4)) & set(problems[:40])
 
 
+def test_problems_that_are_to_be_left_out_do_not_come(problems):
+    held_out = frozenset(problems[:50])
+    assert not held_out & set(chain_sums(40, n_operations=N_OPERATIONS, seed=3, but=held_out))
+
+
 def test_the_operations_are_those_of_reasoning_gym_and_the_gold_answer_is_its_sum_moved_with_the_start(problems):
     import reasoning_gym
 
