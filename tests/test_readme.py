@@ -1,0 +1,19 @@
+"""What the README states is what the recorded files say."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def test_readme_table_is_the_one_made_from_the_recorded_answers():
+    spec = importlib.util.spec_from_file_location("record", REPOSITORY / "evals" / "record.py")
+    assert spec is not None
+    assert spec.loader is not None
+    record = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(record)
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert record.BEGIN in readme
+    assert record.readme_with(record.quickstart_table(), readme) == readme
