@@ -62,3 +62,11 @@ class SamplingEngine(Protocol):
         it: a caller that splits its prompts over several calls names them there, and gets the same samples.
         """
         ...
+
+
+def prompt_streams(prompts: Sequence[Sequence[int]], streams: Sequence[int] | None) -> Sequence[int]:
+    """The stream of each prompt: as given, or its place in `prompts`. Raises ValueError unless each has one."""
+    streams = range(len(prompts)) if streams is None else streams
+    if len(streams) != len(prompts):
+        raise ValueError(f"{len(streams)} streams for {len(prompts)} prompts: give one to each, or none at all")
+    return streams

@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.rollout.choose import choose_tokens, logp_of, uniform_stream
 from posttrain.rollout.stop_strings import StopStrings
-from posttrain.sampling import Sample, SamplingParams
+from posttrain.sampling import Sample, SamplingParams, prompt_streams
 from posttrain.schema import FinishReason
 
 # Dropping finished rows copies the cache of the rest, about the price of one step; so wait until an eighth is done.
@@ -119,9 +119,7 @@ class TransformersEngine:
         streams: Sequence[int] | None = None,
     ) -> list[list[Sample]]:
         """n continuations of each prompt, in order of `prompts`; see SamplingEngine for `streams`."""
-        streams = range(len(prompts)) if streams is None else streams
-        if len(streams) != len(prompts):
-            raise ValueError(f"{len(streams)} streams for {len(prompts)} prompts: give one to each, or none at all")
+        streams = prompt_streams(prompts, streams)
         requests = [
             _Request(prompt=i, sample=j, stream=streams[i], n_new=self._budget(i, prompt, params))
             for i, prompt in enumerate(prompts)

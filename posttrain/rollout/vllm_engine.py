@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posttrain.sampling import Sample, SamplingParams
+from posttrain.sampling import Sample, SamplingParams, prompt_streams
 from posttrain.schema import FinishReason
 
 if TYPE_CHECKING:
@@ -58,9 +58,7 @@ class VllmEngine:
         streams: Sequence[int] | None = None,
     ) -> list[list[Sample]]:
         """n continuations of each prompt, in order of `prompts`; see SamplingEngine for `streams`."""
-        streams = range(len(prompts)) if streams is None else streams
-        if len(streams) != len(prompts):
-            raise ValueError(f"{len(streams)} streams for {len(prompts)} prompts: give one to each, or none at all")
+        streams = prompt_streams(prompts, streams)
         requests = [(i, j) for i in range(len(prompts)) for j in range(n)]
         if not requests:
             return [[] for _ in prompts]
