@@ -1,15 +1,18 @@
-"""One AdamW over several networks, each with its own learning rate and its own clip norm."""
+"""One AdamW over several networks, each with its own learning rate, first step and clip norm."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,7 @@ class Network:
     name: str  # the attribute that holds it: "policy" owns every parameter "policy.*"
     learning_rate: float
     max_grad_norm: float | None  # L2 norm that the network's gradient is scaled down to; None leaves it alone
+    start_step: int = 0  # first step in which it moves; its learning rate schedule begins there
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,41 @@ def build_optimizer(
         for is_decayed, weight_decay in ((True, settings.weight_decay), (False, 0.0)):
             parameters = [parameter for name, parameter in own if (name in decayed) == is_decayed]
             if parameters:
-                groups.append({"params": parameters, "lr": network.learning_rate, "weight_decay": weight_decay})
+                group = {"params": parameters, "lr": network.learning_rate, "weight_decay": weight_decay}
+                groups.append({**group, "start_step": network.start_step})
     return torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps)
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, args: TrainingArguments, n_steps: int) -> LRScheduler:
+    """The schedule of the arguments over the steps in which each group moves; before its start_step its rate is 0.
+
+    Raises ValueError when a group would never move, or starts late under a schedule that follows a metric.
+    """
+    starts = [group["start_step"] for group in optimizer.param_groups]
+    if max(starts) >= n_steps:
+        raise ValueError(f"a network starts to move at step {max(starts)} of {n_steps}: train longer or start earlier")
+    schedulers = {start: _scheduler(optimizer, args, n_steps - start) for start in sorted(set(starts))}
+    if not any(starts):
+        return schedulers[0]
+    unsuited = [scheduler for scheduler in schedulers.values() if not isinstance(scheduler, LambdaLR)]
+    if unsuited:
+        name = SchedulerType(args.lr_scheduler_type).value
+        raise ValueError(f"lr_scheduler_type {name} cannot start late: choose one that is a function of the step")
+    return LambdaLR(optimizer, [partial(_from_start, schedulers[start].lr_lambdas[0], start) for start in starts])
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, args: TrainingArguments, n_steps: int) -> LRScheduler:
+    return get_scheduler(
+        args.lr_scheduler_type,
+        optimizer=optimizer,
+        num_warmup_steps=args.get_warmup_steps(n_steps),
+        num_training_steps=n_steps,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+    )
+
+
+def _from_start(factor: Callable[[int], float], start: int, step: int) -> float:
+    return factor(step - start) if step >= start else 0.0
 
 
 def clip_scale(norm: float, max_norm: float | None) -> float:

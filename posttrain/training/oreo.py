@@ -6,23 +6,16 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.audit import Audit, prepare
 from posttrain.data.collate import EncodedDataset, StateLevel, collate
 from posttrain.data.rows import parse_trajectory
 from posttrain.data.sources import read_rows
-from posttrain.losses import Objective, Term, effective_temperature, oreo_step, oreo_token
+from posttrain.losses import effective_temperature, oreo_step, oreo_token
 from posttrain.models.actor_critic import ActorCritic, token_values
 from posttrain.models.loading import load_tokenizer
 from posttrain.models.policy import load_policy
@@ -34,7 +27,6 @@ from posttrain.training.oreo_config import OreoConfig
 from posttrain.training.provenance import write_run_card
 from posttrain.training.trainer import ObjectiveTrainer
 
-POLICY_TERMS = ("policy", "kl_ref")  # the terms of OREO that move the policy
 OBJECTIVES = {StateLevel.TOKEN: oreo_token, StateLevel.STEP: oreo_step}
 
 
@@ -80,26 +72,6 @@ def read_trajectories(
     return encoded, audits
 
 
-class ValueWarmup(TrainerCallback):
-    """An objective whose policy terms have coefficient 0 until the value has learned alone for `n_steps` steps."""
-
-    def __init__(self, objective: Objective, n_steps: int) -> None:
-        self._objective = objective
-        self._n_steps = n_steps
-        self._is_warming_up = n_steps > 0
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._is_warming_up = state.global_step < self._n_steps
-
-    def __call__(self, values: TokenValues) -> tuple[Term, ...]:
-        terms = self._objective(values)
-        if not self._is_warming_up:
-            return terms
-        return tuple(dataclasses.replace(term, coef=0.0) if term.name in POLICY_TERMS else term for term in terms)
-
-
 def load_networks(config: OreoConfig) -> ActorCritic:
     """Policy, value model and frozen reference, each from its own folder or Hub id, in the dtype of the config."""
     dtype = getattr(torch, config.dtype)
@@ -122,24 +94,21 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
 ) -> ObjectiveTrainer:
     """The trainer of one OREO run; `encoded` holds the rewards of the data, before the config's reward map."""
-    objective = ValueWarmup(
-        partial(OBJECTIVES[config.level], beta=config.beta, alpha=config.alpha), config.value_warmup_steps
-    )
+    policy_start = config.value_warmup_steps
     rows = [map_reward(row, config.reward_map) for row in encoded]
     return ObjectiveTrainer(
         model,
         config,
         forward=forward,
-        objective=objective,
+        objective=partial(OBJECTIVES[config.level], beta=config.beta, alpha=config.alpha),
         count_units=count_sequences,
         networks=(
-            Network("policy", config.policy_learning_rate, config.policy_max_grad_norm),
+            Network("policy", config.policy_learning_rate, config.policy_max_grad_norm, start_step=policy_start),
             Network("value", config.value_learning_rate, config.value_max_grad_norm),
         ),
         train_dataset=EncodedDataset(rows),
         data_collator=partial(collate, pad_id=pad_id(tokenizer), states=config.level),
         processing_class=tokenizer,
-        callbacks=[objective],
     )
 
 

@@ -70,7 +70,10 @@ class OreoConfig(TrainingArguments):
     alpha: float = field(metadata={"help": "Weight of the exact KL(policy || reference).", "group": "objective"})
     value_warmup_steps: int = field(
         default=0,
-        metadata={"help": "Steps in which the value learns alone before the policy moves.", "group": "objective"},
+        metadata={
+            "help": "Steps in which the value learns alone; the policy's schedule begins after them.",
+            "group": "objective",
+        },
     )
     policy_learning_rate: float = field(
         metadata={"help": "Peak learning rate of the policy; replaces learning_rate.", "group": "optimizer"}
@@ -123,8 +126,3 @@ class OreoConfig(TrainingArguments):
             raise ValueError(f"beta is {self.beta}, it must be above 0: it divides the soft value function")
         if self.alpha < 0:
             raise ValueError(f"alpha is {self.alpha}, it must not be negative: it weighs a KL penalty")
-        if self.value_warmup_steps > 0 and self.weight_decay > 0:
-            raise ValueError(
-                f"weight_decay {self.weight_decay} would shrink the policy during the {self.value_warmup_steps} "
-                "value_warmup_steps: set one of them to 0"
-            )

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
@@ -29,6 +30,7 @@ from posttrain.training.optimizer import (
     NetworkGradients,
     TensorGradients,
     build_optimizer,
+    build_scheduler,
     clip_scale,
     network_parameters,
 )
@@ -94,6 +96,14 @@ class ObjectiveTrainer(SafeCheckpointing):
             decayed = set(self.get_decay_parameter_names(model))
             self.optimizer = build_optimizer(model, self.networks, settings, decayed=decayed)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """The schedule of each network, from its first step on."""
+        if self.lr_scheduler is None:
+            optimizer = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = build_scheduler(optimizer, self.args, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device

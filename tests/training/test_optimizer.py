@@ -7,17 +7,20 @@ import math
 import pytest
 import torch
 from torch import nn
+from transformers import TrainingArguments
 
 from posttrain.training.optimizer import (
     AdamWSettings,
     Network,
     TensorGradients,
     build_optimizer,
+    build_scheduler,
     clip_scale,
     network_parameters,
 )
 
 SETTINGS = AdamWSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+COSINE = TrainingArguments(lr_scheduler_type="cosine", warmup_steps=2, use_cpu=True)
 NETWORKS = (Network("policy", 1e-3, 1.0), Network("value", 2e-3, None))
 
 
@@ -43,6 +46,44 @@ def test_groups_carry_rate_and_decay_of_their_network(pair: nn.ModuleDict) -> No
         (2e-3, 0.0, [(1,)]),
     ]
     assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.95)}
+
+
+def test_a_network_that_starts_late_has_its_whole_schedule_after_its_start(pair: nn.ModuleDict) -> None:
+    n_steps, start = 12, 5
+    late = (Network("policy", 1e-3, 1.0, start_step=start), Network("value", 2e-3, None))
+    optimizer = build_optimizer(pair, late, SETTINGS, decayed={"policy.weight"})
+    scheduler = build_scheduler(optimizer, COSINE, n_steps)
+    seen = []
+    for _ in range(n_steps):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    policy, policy_bias, value = zip(*seen, strict=True)
+
+    def cosine(step: int, n: int) -> float:  # two steps of warm-up, then half a cosine to 0
+        return step / 2 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 2) / (n - 2)))
+
+    expected = [0.0] * start + [1e-3 * cosine(step, n_steps - start) for step in range(n_steps - start)]
+    assert policy == policy_bias == pytest.approx(expected)
+    assert value == pytest.approx([2e-3 * cosine(step, n_steps) for step in range(n_steps)])
+
+
+def test_a_resting_network_is_bit_equal_under_weight_decay(pair: nn.ModuleDict) -> None:
+    late = (Network("policy", 1e-3, 1.0, start_step=1), Network("value", 2e-3, None))
+    optimizer = build_optimizer(pair, late, SETTINGS, decayed={"policy.weight", "value.weight"})
+    build_scheduler(optimizer, TrainingArguments(lr_scheduler_type="constant", use_cpu=True), 4)
+    before = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
+    optimizer.step()
+    assert all(torch.equal(pair.state_dict()[name], before[name]) for name in ("policy.weight", "policy.bias"))
+    assert not torch.equal(pair.value.weight, before["value.weight"])
+
+
+def test_a_schedule_that_follows_the_loss_cannot_start_late(pair: nn.ModuleDict) -> None:
+    late = (Network("policy", 1e-3, 1.0, start_step=1), Network("value", 2e-3, None))
+    optimizer = build_optimizer(pair, late, SETTINGS, decayed=())
+    plateau = TrainingArguments(lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="steps", use_cpu=True)
+    with pytest.raises(ValueError, match="reduce_lr_on_plateau cannot start late"):
+        build_scheduler(optimizer, plateau, 4)
 
 
 def test_norms_are_taken_per_network(pair: nn.ModuleDict) -> None:

@@ -47,19 +47,16 @@ def test_the_policy_rests_while_the_value_warms_up(policy_folder: Path, tmp_path
     trainer = tiny_trainer(config, trajectories(8))
     trainer.train()
     logs = step_logs(trainer)
-    assert [log["policy/grad_norm"] > 0 for log in logs] == [False, False, True]
     assert [log["policy/log_ratio"] for log in logs] == [0.0, 0.0, 0.0]  # seen before the third step moves it
-    assert logs[0]["loss/policy"] > 0  # still measured
-    assert math.isclose(logs[0]["loss"], logs[0]["loss/value"], rel_tol=1e-6)
-    assert math.isclose(logs[2]["loss"], logs[2]["loss/value"] + logs[2]["loss/policy"], rel_tol=1e-6)
     assert all(log["value/grad_norm"] > 0 for log in logs)
     moved = trainer.model.policy.model.norm.weight - trainer.model.reference.model.norm.weight
     assert math.isclose(moved.abs().max().item(), 1e-2, rel_tol=0.6)  # one step of Adam, not three
 
 
-def test_weight_decay_with_value_warmup_is_refused(policy_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"weight_decay 0\.1 would shrink the policy"):
-        tiny_config(policy_folder, tmp_path, value_warmup_steps=2, weight_decay=0.1)
+def test_a_value_warmup_as_long_as_the_run_is_refused(policy_folder: Path, tmp_path: Path) -> None:
+    trainer = tiny_trainer(tiny_config(policy_folder, tmp_path, value_warmup_steps=3, max_steps=3), trajectories(8))
+    with pytest.raises(ValueError, match="starts to move at step 3 of 3: train longer or start earlier"):
+        trainer.train()
 
 
 def test_saved_networks_load_in_transformers_and_give_the_same_numbers(policy_folder: Path, tmp_path: Path) -> None:
