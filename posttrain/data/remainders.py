@@ -25,6 +25,7 @@ LABELS = "abcdefghijklmnop"
 N_OPERATIONS = 6
 CAREFUL_SHARE = 0.15  # of the demonstrations; the others are hurried
 SLIP_RATE = 0.01  # of the careful annotator, per line
+SEED_STRIDE = 100_000_000  # seeds of reasoning-gym's entries that belong to one seed of ours
 SLIPS = (-2, -1, 1, 2)  # how far off a slip is
 
 
@@ -69,11 +70,11 @@ def _reasoning_gym_terms(n_terms: int, seed: int) -> Iterator[list[int]]:
     import reasoning_gym  # an extra, as every generated problem is
 
     block = 10_000
-    for part in range(1_000_000):
+    for part in range(SEED_STRIDE // block):
         sums = reasoning_gym.create_dataset(
             "chain_sum",
             size=block,
-            seed=seed * 1_000 + part,
+            seed=seed * SEED_STRIDE + part * block,  # its entry i is a function of seed + i
             min_terms=n_terms,
             max_terms=n_terms,
             min_digits=1,
