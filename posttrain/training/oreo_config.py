@@ -34,6 +34,18 @@ class OreoConfig(TrainingArguments):
             "group": "models",
         },
     )
+    value_lora_rank: int = field(
+        default=0,
+        metadata={
+            "help": "Rank of LoRA adapters on all linear layers of the value model, which then rests but for its "
+            "head; 0: the whole value model is trained. Needs peft.",
+            "group": "models",
+        },
+    )
+    value_lora_alpha: float | None = field(
+        default=None,
+        metadata={"help": "The adapters are scaled by alpha / rank; default: the rank.", "group": "models"},
+    )
     dtype: Literal["float32", "bfloat16", "float64"] = field(
         default="float32",
         metadata={"help": "Dtype of the weights as loaded. With bf16=true keep float32 here.", "group": "models"},
@@ -126,3 +138,7 @@ class OreoConfig(TrainingArguments):
             raise ValueError(f"beta is {self.beta}, it must be above 0: it divides the soft value function")
         if self.alpha < 0:
             raise ValueError(f"alpha is {self.alpha}, it must not be negative: it weighs a KL penalty")
+        if self.value_lora_rank < 0:
+            raise ValueError(f"value_lora_rank is {self.value_lora_rank}, needs a rank, or 0 for no adapters")
+        if self.value_lora_rank == 0 and self.value_lora_alpha is not None:
+            raise ValueError(f"value_lora_alpha {self.value_lora_alpha} scales adapters: set value_lora_rank too")
