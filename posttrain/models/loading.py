@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,6 +23,13 @@ def require_model_path(path: str | Path) -> None:
             f"no model folder at {path} (and '{path}' is no Hub id, owner/name): is the path right, and has the run "
             "that writes it ended?"
         )
+
+
+def device_named(name: str) -> torch.device:
+    """The device of this name, such as cpu or cuda:1; auto is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from posttrain.models.loading import load_tokenizer, require_model_path
+from posttrain.models.loading import device_named, load_tokenizer, require_model_path
 from posttrain.models.policy import load_policy
 from posttrain.models.value import load_value_model, value_model_from_policy
 from tests.models.tiny_models import write_policy
@@ -48,3 +48,8 @@ def test_a_zero_head_is_made_without_a_report_and_other_loads_still_have_theirs(
         logger.removeHandler(handler)
     assert len(said) == 1
     assert "score.weight" in said[0]
+
+
+def test_auto_is_cuda_where_there_is_one_and_other_names_are_taken_as_they_are():
+    assert device_named("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert device_named("cuda:1") == torch.device("cuda", 1)
