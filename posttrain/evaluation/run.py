@@ -17,9 +17,10 @@ from posttrain.evaluation.decoding import Beam, Decoding, Greedy, Sampled, parse
 from posttrain.evaluation.records import append_records, read_records
 from posttrain.evaluation.solutions import read_solution, write_solutions
 from posttrain.evaluation.statistics import majority_vote, wilson_interval
-from posttrain.models.loading import device_named, load_tokenizer
+from posttrain.models.loading import device_named
 from posttrain.models.policy import load_policy
 from posttrain.models.value import load_value_model
+from posttrain.pretrained import load_tokenizer
 from posttrain.rewards.grade import final_answer, grade
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.sampling import Sample, SamplingEngine, SamplingParams

@@ -17,8 +17,9 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from posttrain import __version__
 from posttrain.data.encode import encode_prompt
 from posttrain.data.problems import TemplateName, named_template, read_problems, require_distinct_ids
-from posttrain.models.loading import device_named, load_tokenizer
+from posttrain.models.loading import device_named
 from posttrain.models.policy import load_policy
+from posttrain.pretrained import load_tokenizer
 from posttrain.rewards.grade import grade
 from posttrain.rollout.row_file import RowFile
 from posttrain.rollout.tally import Tally

@@ -17,8 +17,8 @@ from posttrain.data.fields import RowError
 from posttrain.data.preferences import trajectory_pairs
 from posttrain.data.rows import parse_preference, parse_trajectory
 from posttrain.data.sources import Rows, RowsError, read_rows
-from posttrain.models.loading import load_tokenizer
 from posttrain.models.policy import frozen_copy, load_policy
+from posttrain.pretrained import load_tokenizer
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
 from posttrain.training.answers import as_trajectory, is_trajectory
 from posttrain.training.metrics import MetricsFile
