@@ -80,8 +80,8 @@ def config_help(config_class: type, *, prog: str, summary: str, is_full: bool) -
         parts.append(_section("inherited from transformers and trl", inherited, hints))
     elif inherited:
         parts.append(
-            f"and {len(inherited)} options of transformers' TrainingArguments and trl, such as --bf16, --report_to;\n"
-            "see --help-all"
+            f"and {len(inherited)} options of transformers' TrainingArguments and trl, such as --num_train_epochs,\n"
+            "--report_to; see --help-all"
         )
     parts.append(_GENERAL)
     return "\n\n".join(parts)

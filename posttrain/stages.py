@@ -59,7 +59,8 @@ class Stages:
         return folder / f"{stage.recipe or stage.name}.yaml"
 
     def _say(self, text: str) -> None:
-        print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
+        # The line break goes in the same write: another thread could print between the two that print makes of it.
+        print(f"[{time.monotonic() - self.started:5.0f} s] {text}\n", end="", flush=True)
 
 
 def _environment() -> Mapping[str, str]:

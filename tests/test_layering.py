@@ -19,7 +19,7 @@ PACKAGE = REPOSITORY / "posttrain"
 # one layer may not import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("schema", "coercion", "environment", "stages"),
-    ("config_fields", "sampling"),
+    ("config_fields", "pretrained", "sampling"),
     ("config", "losses"),
     ("models", "data", "rewards", "vision", "control"),
     ("search",),

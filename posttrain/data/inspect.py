@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.audit import prepare
 from posttrain.data.encode import encode_trajectory
@@ -16,6 +16,7 @@ from posttrain.data.problems import find_data
 from posttrain.data.rows import parse_completion, parse_preference, parse_trajectory
 from posttrain.data.sources import OnBadRow, Rows, read_rows
 from posttrain.data.steps import decode_exactly
+from posttrain.pretrained import load_tokenizer
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
 
 RESET = "\x1b[0m"
@@ -73,7 +74,7 @@ def data_check(config: DataCheckConfig) -> None:
     if config.tokenizer is None:
         print(_counts(read_rows(source, PARSERS[config.kind], on_bad_row=config.on_bad_row)))
         return
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+    tokenizer = load_tokenizer(config.tokenizer)
     rows = read_rows(source, parse_trajectory, on_bad_row=config.on_bad_row)
     prepared = prepare(
         rows,
@@ -87,7 +88,7 @@ def data_check(config: DataCheckConfig) -> None:
 
 def data_inspect(config: DataInspectConfig) -> None:
     """Print the first rows token by token: coloured text in a terminal, one token per line elsewhere."""
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+    tokenizer = load_tokenizer(config.tokenizer)
     rows = read_rows(find_data(config.source), parse_trajectory, on_bad_row=OnBadRow.ERROR).rows[: config.n]
     draw = colored_tokens if sys.stdout.isatty() and "NO_COLOR" not in os.environ else token_table
     for row_id, row in enumerate(rows):

@@ -63,6 +63,11 @@ class Comparison:
     over_seeds: Interval | None  # t interval over the seeds' differences; None for a single seed
     by_seed: tuple[SeedDifference, ...]
 
+    @property
+    def is_identical(self) -> bool:
+        """Whether both solved the same problems under every seed, which leaves the bootstrap nothing to resample."""
+        return not any(s.n_only_a or s.n_only_b for s in self.by_seed)
+
 
 def summarise(records: Sequence[AnswerRecord], *, bootstrap_seed: int = 0) -> MethodSummary:
     """Accuracy, spread over seeds, tokens and failures of one method at one budget."""

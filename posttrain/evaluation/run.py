@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,9 +17,10 @@ from posttrain.evaluation.decoding import Beam, Decoding, Greedy, Sampled, parse
 from posttrain.evaluation.records import append_records, read_records
 from posttrain.evaluation.solutions import read_solution, write_solutions
 from posttrain.evaluation.statistics import majority_vote, wilson_interval
-from posttrain.models.loading import load_tokenizer
+from posttrain.models.loading import device_named
 from posttrain.models.policy import load_policy
 from posttrain.models.value import load_value_model
+from posttrain.pretrained import load_tokenizer
 from posttrain.rewards.grade import final_answer, grade
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.sampling import Sample, SamplingEngine, SamplingParams
@@ -55,7 +57,8 @@ class EvalConfig:
     max_steps: int = field(default=20, metadata={"help": "most steps of a beam (the paper: 20)"})
     batch_size: int = field(default=256, metadata={"help": "sequences sampled or scored at once"})
     seed: int = field(default=0, metadata={"help": "seed of every sampled token"})
-    dtype: str = field(default="float32", metadata={"help": "float32 or bfloat16"})
+    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "arithmetic of the networks"})
+    device: str = field(default="auto", metadata={"help": "cpu, cuda, ...; auto takes CUDA where there is one"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +114,8 @@ def _decodings(config: EvalConfig) -> list[Decoding]:
 
 
 def _load(config: EvalConfig) -> Answering:
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(config.dtype)
-    if dtype is None:
-        raise ValueError(f"dtype is '{config.dtype}', needs float32 or bfloat16")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, config.dtype)
+    device = device_named(config.device)
     tokenizer = load_tokenizer(config.model)
     policy = load_policy(config.model, dtype=dtype)
     engine = TransformersEngine(policy, tokenizer, batch_size=config.batch_size, device=device)

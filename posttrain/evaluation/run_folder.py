@@ -64,7 +64,7 @@ class Run:
     info: tuple[dict[str, Any], ...]  # the run.json of each seed folder, or of the whole run
     answers: dict[MethodBudget, tuple[AnswerRecord, ...]]
     curves: dict[str, tuple[Curves, ...]]  # by stage, one entry per seed folder that has it
-    solutions: tuple[SolutionValues, ...]
+    solutions: dict[str, tuple[SolutionValues, ...]]  # by name of the seed folder, where it has them
     missing: tuple[str, ...]  # paths relative to the folder
 
 
@@ -101,7 +101,7 @@ def load_run(run: Path) -> Run:
         info=tuple(json.loads(path.read_text(encoding="utf-8")) for path in info_paths),
         answers=load_run_records([path.parent for path in present("answers.jsonl")]),
         curves={stage: by_seed for stage, by_seed in curves.items() if by_seed},
-        solutions=tuple(solution for path in present("values.jsonl") for solution in read_solutions(path)),
+        solutions={path.parent.name: read_solutions(path) for path in present("values.jsonl")},
         missing=tuple(missing),
     )
 

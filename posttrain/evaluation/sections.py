@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,10 @@ _SEED_INTERVALS = (
 )
 _PAIRED = (
     "Both methods answered the same problems, so the difference is taken problem by problem. Its interval is a "
-    "percentile bootstrap over problems; a problem's answers under all seeds are drawn together. McNemar's exact test "
-    "asks whether the problems that only one method solved are split by a fair coin; its p is given for each seed and "
-    "is not corrected for the number of rows."
+    "percentile bootstrap over problems; a problem's answers under all seeds are drawn together. No interval is given "
+    "where both solved the same problems: resamples of them do not differ. McNemar's exact test asks whether the "
+    "problems that only one method solved are split by a fair coin; its p is given for each seed and is not corrected "
+    "for the number of rows."
 )
 _COMPUTE = (
     "Methods with more samples use more compute than a greedy answer, so compare them along this axis, not only by "
@@ -165,7 +167,7 @@ def curves_section(run: Run, output: Path) -> str:
 
 
 def calibration_section(run: Run, output: Path) -> str:
-    solutions = [s for s in run.solutions if s.step_states()]
+    solutions = [s for own in run.solutions.values() for s in own if s.step_states()]
     if not solutions:
         return _not_found(run, "values.jsonl", "solutions with line ends")
     is_correct = [s.grade is Grade.CORRECT for s in solutions]
@@ -218,15 +220,15 @@ def _calibration_cells(value: Sequence[float], is_correct: Sequence[bool]) -> tu
 
 
 def solutions_section(run: Run, output: Path) -> str:
-    shown = _first_of_each_grade(run.solutions)
-    if not shown:
+    titles = _first_of_each_grade(run.solutions)
+    if not titles:
         return _not_found(run, "values.jsonl", "solutions")
-    titles = [(f"{s.task_id}: {s.grade.value}", s) for s in shown]
+    turns = ", the seeds taking turns" if len(run.solutions) > 1 else ""
     png = plots.plot_value_along_solutions(titles, output / "value_along_solutions.png")
     intro = (
-        f"The first {N_SHOWN_PER_GRADE} solutions of each grade on file, not a selection. The ground of a token is V "
-        "after it; point at a token for the number. V is also printed after the prompt and at the end of each line. "
-        "After the last token there is no state, so it has no V."
+        f"The first {N_SHOWN_PER_GRADE} solutions of each grade on file{turns}, not a selection. The ground of a "
+        "token is V after it; point at a token for the number. V is also printed after the prompt and at the end of "
+        "each line. After the last token there is no state, so it has no V."
     )
     articles = [f"<article><h3>{escape(title)}</h3>\n{coloured_solution(s)}</article>" for title, s in titles]
     spoken = "; ".join(
@@ -241,9 +243,17 @@ def solutions_section(run: Run, output: Path) -> str:
     return "\n".join((paragraph(intro), value_legend(), '<div class="solutions">', *articles, "</div>", lines))
 
 
-def _first_of_each_grade(solutions: Sequence[SolutionValues]) -> list[SolutionValues]:
-    drawable = [s for s in solutions if s.states()]
-    return [s for grade in Grade for s in [x for x in drawable if x.grade is grade][:N_SHOWN_PER_GRADE]]
+def _first_of_each_grade(by_folder: Mapping[str, Sequence[SolutionValues]]) -> list[tuple[str, SolutionValues]]:
+    """Titled solutions: of each grade the first of each seed, then the second of each, until there are enough."""
+    shown: list[tuple[str, SolutionValues]] = []
+    for grade in Grade:
+        of_grade = [
+            [(f"{s.task_id}{f', {folder}' if len(by_folder) > 1 else ''}: {grade.value}", s) for s in own]
+            for folder, solutions in by_folder.items()
+            if (own := [s for s in solutions if s.grade is grade and s.states()])
+        ]
+        shown += [titled for turn in zip_longest(*of_grade) for titled in turn if titled][:N_SHOWN_PER_GRADE]
+    return shown
 
 
 def _not_found(run: Run, name: str, what: str) -> str:

@@ -100,9 +100,12 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     rows = []
     for c in comparisons:
         cells = [f"{method_label(*c.a)} against {method_label(*c.b)}", str(c.n_problems)]
-        cells += [points_with_interval(c.difference)]
+        cells += [difference(c)]
         if has_seeds:
-            cells += [points_interval(c.over_seeds), "; ".join(f"{100 * s.difference:+.1f}" for s in c.by_seed)]
+            cells += [
+                points_interval(None if c.is_identical else c.over_seeds),
+                "; ".join(f"{100 * s.difference:+.1f}" for s in c.by_seed),
+            ]
         cells += ["; ".join(f"{s.n_only_a} : {s.n_only_b}" for s in c.by_seed)]
         rows.append((*cells, "; ".join(p_value(s.mcnemar_p) for s in c.by_seed)))
     return Table(tuple(header), tuple(rows))
@@ -119,6 +122,11 @@ def percent_with_interval(x: Interval) -> str:
 
 def percent_interval(x: Interval | None) -> str:
     return f"[{100 * x.low:.1f}, {100 * x.high:.1f}]" if x else NOT_APPLICABLE
+
+
+def difference(c: Comparison) -> str:
+    """Points of a over b with their interval; equal answers have none, since a resample of them has no spread."""
+    return "0.0, the same problems solved" if c.is_identical else points_with_interval(c.difference)
 
 
 def points_with_interval(x: Interval) -> str:
@@ -152,7 +160,7 @@ def _difference_to(
     if start is None or start[0] == key:
         return NOT_APPLICABLE
     try:
-        return points_with_interval(compare(records, start[1]).difference)
+        return difference(compare(records, start[1]))
     except ComparisonError:
         # Single samples and methods run on other problems have no pair; the comparison section says why.
         return NOT_APPLICABLE

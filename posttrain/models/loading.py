@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 VALUE_HEAD = "score.weight"  # the key that a value model has and a policy has not
 
 
-def require_model_path(path: str | Path) -> None:
-    """Raises FileNotFoundError for a path that is neither a folder nor of the form of a Hub id (owner/name)."""
-    if not Path(path).is_dir() and HUB_ID.fullmatch(str(path)) is None:
-        raise FileNotFoundError(
-            f"no model folder at {path} (and '{path}' is no Hub id, owner/name): is the path right, and has the run "
-            "that writes it ended?"
-        )
-
-
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or Hub id."""
-    require_model_path(path)
-    return AutoTokenizer.from_pretrained(path)
+def device_named(name: str) -> torch.device:
+    """The device of this name, such as cpu or cuda:1; auto is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 @contextmanager

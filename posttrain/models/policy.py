@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from posttrain.models.loading import VALUE_HEAD, own_memory, require_model_path, switch_dropout_off
+from posttrain.models.loading import VALUE_HEAD, own_memory, switch_dropout_off
+from posttrain.pretrained import require_model_path
 
 # What architectures call a transform between the output head and the logits, with the value that makes it do nothing.
 LOGIT_TRANSFORMS = {

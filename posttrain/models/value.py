@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from posttrain.models.loading import VALUE_HEAD, no_load_report, own_memory, require_model_path, switch_dropout_off
+from posttrain.models.loading import VALUE_HEAD, no_load_report, own_memory, switch_dropout_off
+from posttrain.pretrained import require_model_path
 
 
 class ValueHead(nn.Linear):

@@ -17,8 +17,9 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from posttrain import __version__
 from posttrain.data.encode import encode_prompt
 from posttrain.data.problems import TemplateName, named_template, read_problems, require_distinct_ids
-from posttrain.models.loading import load_tokenizer
+from posttrain.models.loading import device_named
 from posttrain.models.policy import load_policy
+from posttrain.pretrained import load_tokenizer
 from posttrain.rewards.grade import grade
 from posttrain.rollout.row_file import RowFile
 from posttrain.rollout.tally import Tally
@@ -27,7 +28,6 @@ from posttrain.rollout.vllm_engine import VllmEngine
 from posttrain.sampling import Sample, SamplingEngine, SamplingParams
 from posttrain.schema import Grade, Problem, TrajectoryRow
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Keys that may differ when a run goes on: they say where, how far and how fast, not what is sampled.
 _MAY_CHANGE = frozenset({"output", "limit", "batch_size", "problems_per_chunk"})
 
@@ -181,11 +181,8 @@ def _engine(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, problems:
         longest = max(len(encode_prompt(problem.prompt, tokenizer)) for problem in problems) + config.max_new_tokens
         n_positions = AutoConfig.from_pretrained(config.model).max_position_embeddings
         return VllmEngine(config.model, dtype=config.dtype, max_model_len=min(longest, n_positions))
-    model = load_policy(config.model, dtype=_DTYPES[config.dtype])
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TransformersEngine(model, tokenizer, batch_size=config.batch_size, device=device)
+    model = load_policy(config.model, dtype=getattr(torch, config.dtype))
+    return TransformersEngine(model, tokenizer, batch_size=config.batch_size, device=device_named(config.device))
 
 
 def _shown(config: CollectConfig, but: frozenset[str] = frozenset()) -> dict[str, object]:

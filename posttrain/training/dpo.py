@@ -6,7 +6,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from datasets import Dataset
@@ -17,13 +16,14 @@ from posttrain.data.audit import prepare
 from posttrain.data.fields import RowError
 from posttrain.data.preferences import trajectory_pairs
 from posttrain.data.rows import parse_preference, parse_trajectory
-from posttrain.data.sources import OnBadRow, Rows, RowsError, read_rows
-from posttrain.models.loading import load_tokenizer
+from posttrain.data.sources import Rows, RowsError, read_rows
 from posttrain.models.policy import frozen_copy, load_policy
+from posttrain.pretrained import load_tokenizer
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
 from posttrain.training.answers import as_trajectory, is_trajectory
 from posttrain.training.metrics import MetricsFile
 from posttrain.training.provenance import write_run_card
+from posttrain.training.run_config import RunConfig
 from posttrain.training.trl_trainers import DpoTrainer
 from posttrain.training.without_accelerator import choose_cpu
 
@@ -31,16 +31,11 @@ Pair = dict[str, list[int]]  # prompt_ids, chosen_ids, rejected_ids
 
 
 @dataclass(kw_only=True)
-class DpoBaselineConfig(DPOConfig):
+class DpoBaselineConfig(RunConfig, DPOConfig):
     """Train a causal LM with DPO against its frozen starting point (arXiv 2305.18290), through trl's DPOTrainer."""
 
-    model: str = field(metadata={"help": "Model to start from: a folder or Hub id of a causal LM.", "group": "models"})
     reference: str | None = field(
         default=None, metadata={"help": "Frozen reference policy; default: the model.", "group": "models"}
-    )
-    dtype: Literal["float32", "bfloat16", "float64"] = field(
-        default="float32",
-        metadata={"help": "Dtype of the weights as loaded. With bf16=true keep float32 here.", "group": "models"},
     )
     train_data: list[str] = field(
         metadata={
@@ -52,36 +47,6 @@ class DpoBaselineConfig(DPOConfig):
     max_pairs_per_task: int = field(
         default=6,  # arXiv 2412.16145, A.1, for the 1.5B model
         metadata={"help": "Pairs drawn per task_id from better times worse answers.", "group": "data"},
-    )
-    on_bad_row: OnBadRow = field(
-        default=OnBadRow.ERROR,
-        metadata={"help": "What a row that cannot be read does: stop, or be counted.", "group": "data"},
-    )
-    max_length: int = field(
-        default=2048,
-        metadata={"help": "Longest answer in tokens, prompt included; longer ones drop.", "group": "data"},
-    )
-    max_dropped_fraction: float = field(
-        default=0.05, metadata={"help": "Stop if more than this share of the answers is dropped.", "group": "data"}
-    )
-    # Inherited, with defaults that suit a small model on any machine.
-    bf16: bool = field(default=False, metadata={"help": "Mixed precision in bfloat16.", "group": "memory"})
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Recompute activations in the backward pass.", "group": "memory"}
-    )
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.accelerator.is_available,
-        metadata={
-            "help": "Copy from pinned memory; off without an accelerator.",
-            "group": "memory",
-        },
-    )
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "A checkpoint folder; or latest: the newest complete one, the start when there is none.",
-            "group": "run",
-        },
     )
 
     def __post_init__(self) -> None:

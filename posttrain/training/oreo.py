@@ -17,9 +17,10 @@ from posttrain.data.rows import parse_trajectory
 from posttrain.data.sources import read_rows
 from posttrain.losses import effective_temperature, oreo_step, oreo_token
 from posttrain.models.actor_critic import ActorCritic, token_values
-from posttrain.models.loading import load_tokenizer
+from posttrain.models.lora import add_lora
 from posttrain.models.policy import load_policy
 from posttrain.models.value import load_value_model, value_model_from_policy
+from posttrain.pretrained import load_tokenizer
 from posttrain.schema import EncodedTrajectory, TokenBatch, TokenValues
 from posttrain.training.metrics import MetricsFile
 from posttrain.training.optimizer import Network
@@ -79,6 +80,9 @@ def load_networks(config: OreoConfig) -> ActorCritic:
         value = value_model_from_policy(config.model, dtype=dtype)
     else:
         value = load_value_model(config.value_model, dtype=dtype)
+    if config.value_lora_rank > 0:
+        alpha = config.value_lora_rank if config.value_lora_alpha is None else config.value_lora_alpha
+        add_lora(value, rank=config.value_lora_rank, alpha=alpha, seed=config.seed)
     return ActorCritic(
         policy=load_policy(config.model, dtype=dtype),
         value=value,

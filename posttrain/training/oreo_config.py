@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
-import torch
 from transformers import TrainingArguments
 
 from posttrain.data.collate import StateLevel
 from posttrain.data.sources import OnBadRow
 from posttrain.losses.oreo import REWARD_MAP
+from posttrain.training.run_config import RunConfig
 from posttrain.training.without_accelerator import choose_cpu
 
 
 @dataclass(kw_only=True)
-class OreoConfig(TrainingArguments):
+class OreoConfig(RunConfig, TrainingArguments):
     """Train a policy and its value function with OREO on rows that carry rewards.
 
     The hyper-parameters of the paper are in recipes/oreo.
     """
 
-    model: str = field(
-        metadata={"help": "Policy to start from: a folder or Hub id of a causal LM.", "group": "models"}
-    )
     reference: str | None = field(
         default=None, metadata={"help": "Frozen reference of the KL penalty; default: the model.", "group": "models"}
     )
@@ -34,25 +30,23 @@ class OreoConfig(TrainingArguments):
             "group": "models",
         },
     )
-    dtype: Literal["float32", "bfloat16", "float64"] = field(
-        default="float32",
-        metadata={"help": "Dtype of the weights as loaded. With bf16=true keep float32 here.", "group": "models"},
+    value_lora_rank: int = field(
+        default=0,
+        metadata={
+            "help": "Rank of LoRA adapters on all linear layers of the value model, which then rests but for its "
+            "head; 0: the whole value model is trained. Needs peft.",
+            "group": "models",
+        },
+    )
+    value_lora_alpha: float | None = field(
+        default=None,
+        metadata={"help": "The adapters are scaled by alpha / rank; default: the rank.", "group": "models"},
     )
     train_data: list[str] = field(
         metadata={
             "help": "Trajectory rows: .jsonl or .parquet files, or Hub ids owner/name:config:split.",
             "group": "data",
         },
-    )
-    on_bad_row: OnBadRow = field(
-        default=OnBadRow.ERROR,
-        metadata={"help": "What a row that cannot be read does: stop, or be counted.", "group": "data"},
-    )
-    max_length: int = field(
-        default=2048, metadata={"help": "Longest row in tokens, prompt included; longer ones drop.", "group": "data"}
-    )
-    max_dropped_fraction: float = field(
-        default=0.05, metadata={"help": "Stop if more than this share of the rows is dropped.", "group": "data"}
     )
     reward_map: tuple[float, float] = field(
         default=REWARD_MAP,
@@ -100,13 +94,6 @@ class OreoConfig(TrainingArguments):
     max_grad_norm: float = field(default=0.0, metadata={"help": "Off: the two networks are clipped apart."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Off: rows are encoded already."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off: NaN and Inf stop the run instead."})
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.accelerator.is_available,
-        metadata={
-            "help": "Copy from pinned memory; off without an accelerator.",
-            "group": "memory",
-        },
-    )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Off: every parameter receives a gradient in every step."}
     )
@@ -126,3 +113,7 @@ class OreoConfig(TrainingArguments):
             raise ValueError(f"beta is {self.beta}, it must be above 0: it divides the soft value function")
         if self.alpha < 0:
             raise ValueError(f"alpha is {self.alpha}, it must not be negative: it weighs a KL penalty")
+        if self.value_lora_rank < 0:
+            raise ValueError(f"value_lora_rank is {self.value_lora_rank}, needs a rank, or 0 for no adapters")
+        if self.value_lora_rank == 0 and self.value_lora_alpha is not None:
+            raise ValueError(f"value_lora_alpha {self.value_lora_alpha} scales adapters: set value_lora_rank too")

@@ -1,6 +1,7 @@
 """The report as a reader gets it: a page that stands alone, with every part or a line saying why it is absent."""
 
 import json
+import re
 import sys
 from html.parser import HTMLParser
 
@@ -123,6 +124,23 @@ def test_the_command_prints_the_tables_and_where_the_page_is(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| oreo/greedy | 1 | 300 |" in printed
     assert printed.endswith(f"wrote {tmp_path / 'page' / 'index.html'}\n")
+
+
+def test_solutions_are_taken_from_the_seeds_in_turn(tmp_path):
+    row = {"tokens": ["1", "2", "3"], "values": [0.2, 0.3, 0.0], "is_action": [True] * 3, "step_ends": [0]}
+    on_file = {"seed-0": ("a-right", "a-right-2", "a-wrong"), "seed-1": ("b-right",), "seed-2": ("c-right", "c-wrong")}
+    for folder, names in on_file.items():
+        (tmp_path / folder).mkdir()
+        solutions = [row | {"task_id": name, "grade": "correct" if "right" in name else "wrong"} for name in names]
+        (tmp_path / folder / "values.jsonl").write_text("".join(json.dumps(s) + "\n" for s in solutions))
+    text = write_report(ReportConfig(run=tmp_path)).read_text(encoding="utf-8")
+    assert re.findall("<h3>(.*?)</h3>", text) == [
+        "a-right, seed-0: correct",
+        "b-right, seed-1: correct",
+        "a-wrong, seed-0: wrong",
+        "c-wrong, seed-2: wrong",
+    ]
+    assert "solutions of each grade on file, the seeds taking turns, not a selection" in text
 
 
 def test_text_from_files_cannot_break_the_page(tmp_path):

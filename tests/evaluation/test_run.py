@@ -254,7 +254,6 @@ def test_a_second_policy_is_added_to_the_file_and_the_same_name_again_is_refused
         ({"value_model": None, "decoding": ("greedy",), "values_output": "v"}, "values_output needs a value model"),
         ({"decoding": ("beam:2",)}, "decoding 'beam:2' is none of: greedy"),
         ({"decoding": ("beam:2x2", "beam:4x1")}, "both give 'beam' answers with a budget of 4"),
-        ({"dtype": "float16"}, "dtype is 'float16', needs float32 or bfloat16"),
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_is_written(files, tmp_path, changes, message):

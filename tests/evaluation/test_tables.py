@@ -32,8 +32,8 @@ def test_markdown_table_starts_with_the_start_and_gives_intervals_and_difference
         "| points over sft/greedy | unparsed % | cut % |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| sft/greedy | 1 | 4 | 1 | 100.0 [51.0, 100.0] | 10.0 | – | 0.0 | 0.0 |",
-        "| oreo/greedy | 1 | 4 | 1 | 100.0 [51.0, 100.0] | 10.0 | +0.0 [+0.0, +0.0] | 0.0 | 0.0 |",
-        "| oreo/beam | 4 | 4 | 1 | 100.0 [51.0, 100.0] | 40.0 | +0.0 [+0.0, +0.0] | 0.0 | 0.0 |",
+        "| oreo/greedy | 1 | 4 | 1 | 100.0 [51.0, 100.0] | 10.0 | 0.0, the same problems solved | 0.0 | 0.0 |",
+        "| oreo/beam | 4 | 4 | 1 | 100.0 [51.0, 100.0] | 40.0 | 0.0, the same problems solved | 0.0 | 0.0 |",
     ]
 
 
@@ -81,6 +81,22 @@ def test_comparison_table_lists_each_seed():
     # Seed 0: two more solved, 2 * (1/2)^2 = 0.5.  Seed 1: one each way, p = 1.
     assert row[0] == "oreo/greedy against sft/greedy"
     assert row[4:] == ("+66.7; +0.0", "2 : 0; 1 : 1", "0.50; 1.00")
+
+
+def test_methods_that_solve_the_same_problems_are_told_in_words_and_one_difference_brings_the_interval_back():
+    records = [
+        answer
+        for method in ("oreo/greedy", "sft/greedy")
+        for seed in (0, 1)
+        for answer in answers(method, "cwc", seed=seed)
+    ]
+    [same], _ = paired_comparisons(group_records(records))
+    [row] = comparison_table([same]).rows
+    assert row[2:] == ("0.0, the same problems solved", "–", "+0.0; +0.0", "0 : 0; 0 : 0", "1.00; 1.00")
+    # One problem each way: the difference is 0 again, but another draw of problems may give -1/3 or +1/3 and more.
+    records = answers("oreo/greedy", "cwc") + answers("sft/greedy", "wcc")
+    [traded], _ = paired_comparisons(group_records(records))
+    assert comparison_table([traded]).rows[0][2].startswith("+0.0 [-")
 
 
 def test_html_tables_escape_their_text_and_break_only_between_seeds():

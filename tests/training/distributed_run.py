@@ -1,9 +1,10 @@
 """One process of a distributed training run; test_distributed.py starts it through `accelerate launch`.
 
     accelerate launch --config_file launch/accelerate/<x>.yaml \
-        -m tests.training.distributed_run POLICY OUT BATCH_SIZE [POISONED_ROW]
+        -m tests.training.distributed_run POLICY OUT BATCH_SIZE CHANGES [POISONED_ROW]
 
-Writes OUT/result.json with what each step logged, and OUT/rows-<rank>.json with the row ids of each micro-batch.
+CHANGES is a JSON object of fields of OreoConfig. Writes OUT/result.json with what each step logged, and
+OUT/rows-<rank>.json with the row ids of each micro-batch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,7 +31,9 @@ GLOBAL_BATCH = 8
 N_MICRO_BATCHES = 2
 
 
-def main(policy: Path, output_dir: Path, batch_size: int, poisoned_row: int | None = None) -> None:
+def main(
+    policy: Path, output_dir: Path, batch_size: int, changes: dict[str, Any], poisoned_row: int | None = None
+) -> None:
     config = tiny_config(
         policy,
         output_dir,
@@ -43,6 +47,7 @@ def main(policy: Path, output_dir: Path, batch_size: int, poisoned_row: int | No
         weight_decay=0.01,
         log_prob_chunk_size=5,  # several chunks, and not as many on each rank
         save_strategy="no",
+        **changes,
     )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not torch.cuda.is_available():
         _let_accelerate_shard_on_cpu()
@@ -95,4 +100,10 @@ def _full_size(weight: nn.Parameter) -> int:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), *map(int, sys.argv[4:]))
+    main(
+        Path(sys.argv[1]),
+        Path(sys.argv[2]),
+        int(sys.argv[3]),
+        json.loads(sys.argv[4]),
+        int(sys.argv[5]) if len(sys.argv) > 5 else None,
+    )

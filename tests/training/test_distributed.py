@@ -139,12 +139,38 @@ def test_all_ranks_stop_when_one_of_them_meets_a_row_that_is_not_finite(
     assert not (tmp_path / "result.json").exists()
 
 
+def test_two_processes_under_zero3_give_the_lora_critic_of_one(policy: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install posttrain[deepspeed]")
+    pytest.importorskip("peft", reason="peft is not installed: pip install posttrain[peft]")
+    runs = []
+    for engine, batch_size in (("single", 4), ("zero3", 2)):
+        (tmp_path / engine).mkdir()
+        finished = _start(engine, policy, tmp_path / engine, batch_size=batch_size, value_lora_rank=4)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        runs.append(_read(tmp_path / engine))
+    one, two = runs
+    for step, (here, there) in enumerate(zip(two.column("loss"), one.column("loss"), strict=True)):
+        assert math.isclose(here, there, rel_tol=FIRST_STEP_RTOL if step == 0 else LATER_STEPS_RTOL), step
+    for file in ("model.safetensors", "lora/weights.safetensors"):  # both written from weights gathered over the ranks
+        here, there = (load_file(run.folder / "value" / file) for run in (two, one))
+        assert here.keys() == there.keys()
+        for name, weight in there.items():
+            torch.testing.assert_close(here[name], weight, rtol=0, atol=WEIGHTS_ATOL)
+
+
 def _start(
-    engine: str, policy: Path, folder: Path, *, batch_size: int, poisoned_row: int | None = None
+    engine: str,
+    policy: Path,
+    folder: Path,
+    *,
+    batch_size: int,
+    poisoned_row: int | None = None,
+    **changes: float,
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", f"launch/accelerate/{engine}.yaml", "--main_process_port", str(_free_port())]
     command += ["-m", "tests.training.distributed_run", str(policy), str(folder), str(batch_size)]
+    command += [json.dumps(changes)]
     command += [] if poisoned_row is None else [str(poisoned_row)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500)

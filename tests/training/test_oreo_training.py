@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from posttrain.data.collate import StateLevel, collate
 from posttrain.models.value import load_value_model, values_at_every_position
@@ -75,6 +75,77 @@ def test_saved_networks_load_in_transformers_and_give_the_same_numbers(policy_fo
     assert torch.equal(here, there)
     assert here.abs().max() > 0.01  # the head has moved away from 0
     assert len(AutoTokenizer.from_pretrained(tmp_path / "value")) == len(AutoTokenizer.from_pretrained(policy_folder))
+
+
+LORA = {"value_lora_rank": 4, "value_lora_alpha": 8.0}
+
+
+@pytest.mark.parametrize("is_checkpointing", [False, True])
+def test_a_lora_critic_starts_at_zero_and_moves_only_adapters_and_head(
+    policy_folder: Path, tmp_path: Path, is_checkpointing: bool
+) -> None:
+    pytest.importorskip("peft", reason="peft is not installed: pip install posttrain[peft]")
+    config = tiny_config(policy_folder, tmp_path, gradient_checkpointing=is_checkpointing, **LORA)
+    trainer = tiny_trainer(config, trajectories(12))
+    before = {name: weight.clone() for name, weight in trainer.model.value.named_parameters()}
+    trainer.train()
+    assert step_logs(trainer)[0]["value/mean"] == 0.0
+    moved = {name for name, weight in trainer.model.value.named_parameters() if not torch.equal(weight, before[name])}
+    assert moved == {name for name in before if ".lora_" in name or name == "score.weight"}
+    assert not torch.equal(trainer.model.policy.model.norm.weight, trainer.model.reference.model.norm.weight)
+
+
+def test_a_lora_critic_is_saved_as_a_plain_classifier(policy_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="peft is not installed: pip install posttrain[peft]")
+    trainer = tiny_trainer(tiny_config(policy_folder, tmp_path, **LORA), trajectories(12))
+    trainer.train()
+    trainer.save_model()
+    batch = collate(trajectories(4), pad_id=0, states=StateLevel.TOKEN)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["is_token"].long()}
+    plain, info = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "value", dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    trained = trainer.model.value.eval()
+    with torch.no_grad():
+        there = trained(**inputs).logits
+        # W x + B A x against (W + B A) x in float32: another order of sums.
+        torch.testing.assert_close(plain.eval()(**inputs).logits, there, rtol=1e-5, atol=1e-6)
+        at_every_position = values_at_every_position(
+            load_value_model(tmp_path / "value", dtype=torch.float32), batch["input_ids"], batch["is_token"]
+        )
+        expected = values_at_every_position(trained, batch["input_ids"], batch["is_token"])
+    torch.testing.assert_close(at_every_position, expected, rtol=1e-5, atol=1e-6)
+    assert there.abs().max() > 0.01  # the head has moved away from 0
+
+
+def test_a_run_with_a_lora_critic_goes_on_from_a_checkpoint_as_if_never_stopped(
+    policy_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft", reason="peft is not installed: pip install posttrain[peft]")
+    settings = {**LORA, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
+    unbroken = tiny_trainer(tiny_config(policy_folder, tmp_path, **settings), trajectories(12))
+    unbroken.train()
+    resumed = tiny_trainer(tiny_config(policy_folder, tmp_path / "resumed", **settings), trajectories(12))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert step_logs(resumed) == step_logs(unbroken)
+    for name, weight in unbroken.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"value_lora_rank": -1}, "value_lora_rank is -1, needs a rank, or 0 for no adapters"),
+        ({"value_lora_alpha": 64.0}, "value_lora_alpha 64.0 scales adapters: set value_lora_rank too"),
+    ],
+)
+def test_lora_settings_that_mean_nothing_are_refused(
+    policy_folder: Path, tmp_path: Path, changes: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_config(policy_folder, tmp_path, **changes)
 
 
 def test_a_run_from_a_file_prints_the_audit_and_leaves_a_record(

@@ -1,0 +1,63 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) for a value model: the trunk rests, two thin matrices per layer learn.
+
+An adapted linear layer computes  x (W + alpha / rank · B A)ᵀ  with W frozen. A is random and B zero at step 0, so the
+model starts as it was. Saved value models hold the sum in the place of W and need neither this module nor peft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+ADAPTER = "default"  # peft's name for the first adapter of a model
+A, B = (f".lora_{side}.{ADAPTER}.weight" for side in "AB")
+
+
+def add_lora(value_model: PreTrainedModel, *, rank: int, alpha: float, seed: int) -> None:
+    """Freeze the trunk of `value_model` in place and put an adapter on each of its linear layers; the head is trained.
+
+    Adapters of a bfloat16 trunk are float32. Raises ImportError without peft.
+    """
+    try:
+        from peft import LoraConfig, TaskType, inject_adapter_in_model  # an optional dependency
+    except ImportError as error:
+        raise ImportError("a LoRA value model needs peft: pip install 'posttrain[peft]'") from error
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,  # tells "all-linear" to leave the head out
+        target_modules="all-linear",
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType] - typed int, used as a factor
+        lora_dropout=0.0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # the same A on every rank and after a resume
+        inject_adapter_in_model(config, value_model, adapter_name=ADAPTER)
+    for parameter in value_model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16:  # its steps would swallow small updates
+            parameter.data = parameter.data.float()
+    value_model.score.requires_grad_(True)
+
+
+def has_lora(model: PreTrainedModel) -> bool:
+    """Whether `add_lora` has been applied to `model`."""
+    return any(name.endswith(A) for name, _ in model.named_parameters())
+
+
+def merge_lora(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights`, a gathered state dict of `model`, under the names of the plain model and with W + alpha / rank · B A.
+
+    Nothing in `model` changes. The sum is taken in the wider of the two dtypes and rounded to that of W.
+    """
+    plain = {name.replace(".base_layer.", "."): tensor for name, tensor in weights.items() if ".lora_" not in name}
+    for adapted in [name.removesuffix(A) for name in weights if name.endswith(A)]:
+        layer: Any = model.get_submodule(adapted)  # peft's, which knows its scale and the layout of its weight
+        delta = layer.scaling[ADAPTER] * (weights[adapted + B] @ weights[adapted + A])
+        if layer.fan_in_fan_out:  # GPT-2's
+            delta = delta.T
+        frozen = weights[f"{adapted}.base_layer.weight"]
+        plain[f"{adapted}.weight"] = (frozen + delta).to(frozen.dtype)
+    return plain
