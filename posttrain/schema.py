@@ -2,6 +2,7 @@
 
 Axes
     B   sequences in a batch
+    P   pairs of answers in a batch
     L   tokens of the longest sequence, padding included
     T   states, L - 1.  State t is the prefix ids[:, : t + 1]; the action taken in it is ids[:, t + 1].
 
@@ -131,7 +132,9 @@ class TokenBatch:
     input_ids: Tensor  # [B, L] int64
     is_token: Tensor  # [B, L] bool, False on padding
     is_action: Tensor  # [B, T] bool, the policy chose ids[:, t + 1]
-    is_state: Tensor  # [B, T] bool, states where a loss is taken; token level: equal to is_action
+    is_state: (
+        Tensor  # [B, T] bool, states where a loss is taken; without an action: an afterstate, for the value alone
+    )
     reward: Tensor  # [B, T] float32, r(s_t, a_t)
     row_id: Tensor  # [B] int64
 
@@ -147,4 +150,40 @@ class TokenValues:
     value: Tensor  # [B, T] V(s_t), float32, with gradient to the value network only
     reward: Tensor  # [B, T] r(s_t, a_t)
     is_action: Tensor  # [B, T] bool
-    is_state: Tensor  # [B, T] bool
+    is_state: Tensor  # [B, T] bool, token level: equal to is_action; without an action: an afterstate
+    kl_forward: Tensor | None = None  # [B, T] exact KL(pi_ref || pi) at s_t, with gradient; None where nobody asked
+
+
+@dataclass(frozen=True, slots=True)
+class PathScores:
+    """The log-probabilities of a batch of paths, where neither a value nor a reward is known; P in place of B."""
+
+    logp: Tensor  # [P, T] log pi(a_t | s_t), with gradient
+    ref_logp: Tensor  # [P, T] log pi_ref(a_t | s_t), no gradient
+    is_action: Tensor  # [P, T] bool
+
+
+@dataclass(frozen=True, slots=True)
+class PairValues:
+    """Two answers to each of P prompts: row p of `chosen` was preferred to row p of `rejected`.
+
+    Two sides of P rows each, not one tensor with rows 2p and 2p + 1: a pair cannot fall apart when rows are dropped,
+    sorted or cut, and each side keeps its own T. A forward that runs both in one batch, padded or packed, splits once.
+    """
+
+    chosen: PathScores
+    rejected: PathScores
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutValues:
+    """What the policy says now about paths that it, or an earlier form of it, sampled; for policy gradients."""
+
+    logp: Tensor  # [B, T] log pi(a_t | s_t), with gradient
+    behavior_logp: Tensor  # [B, T] log-probability under the policy that sampled a_t, no gradient
+    advantage: (
+        Tensor  # [B, T] how much better than the baseline a_t turned out, reward units or standardised; a constant
+    )
+    kl: Tensor  # [B, T] exact KL(pi || pi_ref) at s_t, with gradient
+    entropy: Tensor  # [B, T] entropy of pi(. | s_t), no gradient
+    is_action: Tensor  # [B, T] bool

@@ -55,33 +55,74 @@ def residual(rows: Rows, b: int, t: int, *, beta: float) -> float:
     return rows.value[b, t] - suffix_gain(rows, b, t, beta=beta)
 
 
+def decisions_of(rows: Rows, b: int) -> list[int]:
+    """States in which an action is taken; the others are afterstates."""
+    return [t for t in states_of(rows, b) if rows.is_action[b, t]]
+
+
 def oreo_token(rows: Rows, *, beta: float) -> OreoLosses:
     """Eqs. 8 and 9. dδ_t/dlogp_t = β; later tokens and V are constants for the policy."""
-    return _oreo(rows, beta, {b: {t: [t] for t in states_of(rows, b)} for b in range(len(rows.logp))})
+    moved = {b: {t: [t] for t in decisions_of(rows, b)} for b in range(len(rows.logp))}
+    return _oreo(rows, beta, moved, suffix_residuals(rows, beta=beta))
 
 
 def oreo_step(rows: Rows, *, beta: float) -> OreoLosses:
     """Section 4.2: the action at a state is every policy token up to the next state."""
+    return _oreo(rows, beta, _actions_up_to_next_state(rows), suffix_residuals(rows, beta=beta))
+
+
+def oreo_response(rows: Rows, *, beta: float) -> OreoLosses:
+    """Eq. 10: one residual, of the first state, with every later token of the policy as its action."""
+    n_positions = rows.logp.shape[1]
+    firsts = {b: decisions_of(rows, b)[:1] for b in range(len(rows.logp))}
+    moved = {b: {t: list(range(t, n_positions)) for t in first} for b, first in firsts.items()}
+    return _oreo(rows, beta, moved, suffix_residuals(rows, beta=beta))
+
+
+def oreo_one_step(rows: Rows, *, beta: float) -> OreoLosses:
+    """Eq. 8 for the value; for the policy Eq. 3 between neighbouring states, both values constant."""
+    return _oreo(rows, beta, _actions_up_to_next_state(rows), one_step_residuals(rows, beta=beta))
+
+
+def suffix_residuals(rows: Rows, *, beta: float) -> Array:
+    out = np.zeros(rows.logp.shape)
+    for b in range(len(rows.logp)):
+        for t in states_of(rows, b):
+            out[b, t] = residual(rows, b, t, beta=beta)
+    return out
+
+
+def _actions_up_to_next_state(rows: Rows) -> dict[int, dict[int, list[int]]]:
     actions: dict[int, dict[int, list[int]]] = {}
     for b in range(len(rows.logp)):
         bounds = [*states_of(rows, b), rows.logp.shape[1]]
-        actions[b] = {start: list(range(start, end)) for start, end in pairwise(bounds)}
-    return _oreo(rows, beta, actions)
+        stretches = {start: list(range(start, end)) for start, end in pairwise(bounds)}
+        actions[b] = {start: stretch for start, stretch in stretches.items() if rows.is_action[b, start]}
+    return actions
 
 
-def _oreo(rows: Rows, beta: float, actions: dict[int, dict[int, list[int]]]) -> OreoLosses:
-    n_rows, n_positions = rows.logp.shape
-    loss, value_grad, policy_grad = np.zeros(n_rows), np.zeros((n_rows, n_positions)), np.zeros((n_rows, n_positions))
+def _oreo(rows: Rows, beta: float, moved: dict[int, dict[int, list[int]]], policy_residuals: Array) -> OreoLosses:
+    """moved[b][t]: the positions that the policy's residual in state t moves; states not named move nothing."""
+    n_rows, shape = len(rows.logp), rows.logp.shape
+    value_loss, policy_loss, value_grad, policy_grad = (
+        np.zeros(n_rows),
+        np.zeros(n_rows),
+        np.zeros(shape),
+        np.zeros(shape),
+    )
     for b in range(n_rows):
         states = states_of(rows, b)
         for t in states:
             delta = residual(rows, b, t, beta=beta)
-            loss[b] += delta**2 / len(states)
+            value_loss[b] += delta**2 / len(states)
             value_grad[b, t] += 2 * delta / len(states)
-            for i in actions[b][t]:
+        for t, actions in moved[b].items():
+            delta = policy_residuals[b, t]
+            policy_loss[b] += delta**2 / len(moved[b])
+            for i in actions:
                 if rows.is_action[b, i]:
-                    policy_grad[b, i] += 2 * beta * delta / len(states)
-    return OreoLosses(loss, loss.copy(), value_grad, policy_grad)
+                    policy_grad[b, i] += 2 * beta * delta / len(moved[b])
+    return OreoLosses(value_loss, policy_loss, value_grad, policy_grad)
 
 
 def cumulative_policy_grad(rows: Rows, *, beta: float) -> Array:

@@ -46,6 +46,37 @@ def next_state_index(is_state: Tensor) -> Tensor:
     return torch.cat((first_from_here[..., 1:], none), dim=-1)
 
 
+def at_next_state(x: Tensor, is_state: Tensor) -> Tensor:
+    """[B, T] x at the next state after t, and 0 when there is none: past the last state the path has ended."""
+    padded = torch.cat((x, torch.zeros_like(x[..., :1])), dim=-1)
+    return padded.gather(-1, next_state_index(is_state))
+
+
+def sum_to_next_state(x: Tensor, is_state: Tensor) -> Tensor:
+    """[B, T] Σ_{t <= i < n(t)} x_i in a state t with next state n(t); it carries nothing from outside that stretch.
+
+    Summed apart for each stretch, since the difference of two suffix sums would keep the rounding of both.
+    """
+    stretch = is_state.long().cumsum(-1)  # 0 before the first state, then 1, 2, ...
+    bins = torch.zeros((*x.shape[:-1], x.shape[-1] + 1), dtype=x.dtype, device=x.device)
+    return bins.scatter_add(-1, stretch, x).gather(-1, stretch)
+
+
+def first_state(is_state: Tensor) -> Tensor:
+    """[B, T] bool, True only at the first state of each row."""
+    return is_state & (is_state.long().cumsum(-1) == 1)
+
+
+def afterstates(is_action: Tensor, is_token: Tensor) -> Tensor:
+    """[B, T] bool, the states between the last token of an agent's turn and the first token of its observation.
+
+    `is_action` [B, T] is indexed by state, `is_token` [B, L] by token. A turn that ends the row has no such state: the
+    index past its last token exists only in rows that are padded, and a loss must not depend on padding.
+    """
+    ended = torch.cat((torch.zeros_like(is_action[..., :1]), is_action[..., :-1]), dim=-1)
+    return ended & ~is_action & is_token[..., 1:]
+
+
 def per_sequence_mean(x: Tensor, mask: Tensor) -> Tensor:
     """x / n_b where masked in, 0 elsewhere, with n_b = mask[b].sum(): its sum over a row is the row's mean.
 

@@ -4,6 +4,7 @@
 objective (each has a test that shows one) misses by more than 1e-2.
 """
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -13,9 +14,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from posttrain.losses import (
+    at_next_state,
     effective_temperature,
     log_ratio,
-    next_state_index,
+    oreo_one_step,
+    oreo_response,
     oreo_step,
     oreo_token,
     path_residual,
@@ -76,23 +79,39 @@ def test_joint_descent_reaches_the_soft_optimum_from_any_data_with_full_support(
     assert (optimum.logp.exp() - tree.ref_logp.exp()).abs().max() > 0.1  # there was something to learn
 
 
-def test_response_level_descent_reaches_the_soft_optimum_and_the_first_value():
-    # O4: oreo_step with one state per row is the response-level loss; its critic sees V(s0) only.
+def test_response_level_descent_reaches_the_soft_optimum_and_every_value():
+    # O4. Only first states move the policy; with full support the chain rule still fixes π at every token.
     tree = build_tree(11)
     weight = random_weight(31, 11)
-    is_first = torch.zeros_like(tree.paths.is_action)
-    is_first[:, 0] = True
     logits, value = random_tables(15, 11)
 
     def loss(logits: Tensor, value: Tensor) -> Tensor:
         v = read_tables(tree.paths, logits.log_softmax(-1), tree.ref_logp, value)
-        return weighted_total(oreo_step(replace(v, is_state=is_first), beta=BETA, alpha=0.0), weight)
+        return weighted_total(oreo_response(v, beta=BETA, alpha=0.0), weight)
 
     fit(loss, logits, value)
     optimum = solve(tree)
     # One residual per row ties all its tokens together, so the same number of steps ends near 1e-10.
     assert_close(logits.softmax(-1), optimum.logp.exp(), rtol=0, atol=1e-8)
-    assert_close(value[0], optimum.value[0], rtol=0, atol=1e-8)
+    assert_close(value, optimum.value, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("is_terminal_only", [True, False])
+def test_one_step_descent_reaches_the_soft_optimum(is_terminal_only):
+    # O4, with the critic on path targets. Backwards over the tree: in a last state both stationarities force the
+    # residual of every action to 0; then the path residual of the state before is its one-step residual; and so on.
+    tree = build_tree(16, is_terminal_only=is_terminal_only)
+    weight = random_weight(31, 16)
+    logits, value = random_tables(15, 16)
+
+    def loss(logits: Tensor, value: Tensor) -> Tensor:
+        v = read_tables(tree.paths, logits.log_softmax(-1), tree.ref_logp, value)
+        return weighted_total(oreo_one_step(v, beta=BETA, alpha=0.0), weight)
+
+    fit(loss, logits, value)
+    optimum = solve(tree)
+    assert_close(logits.softmax(-1), optimum.logp.exp(), **FITTED)
+    assert_close(value, optimum.value, **FITTED)
 
 
 def full_residual(v: TokenValues) -> Tensor:
@@ -102,8 +121,7 @@ def full_residual(v: TokenValues) -> Tensor:
 
 def one_step_residual(v: TokenValues) -> Tensor:
     rho = log_ratio(v.logp, v.ref_logp, v.is_action)
-    padded = torch.cat((torch.where(v.is_state, v.value, 0.0), torch.zeros_like(v.value[:, :1])), dim=-1)
-    return path_residual(v.value, v.reward - BETA * rho, padded.gather(-1, next_state_index(v.is_state)))
+    return path_residual(v.value, v.reward - BETA * rho, at_next_state(v.value, v.is_state))
 
 
 @pytest.mark.parametrize("residual", [full_residual, one_step_residual])
@@ -185,6 +203,39 @@ def test_on_policy_bandit_settles_at_the_effective_temperature(beta, alpha):
     assert_close(logits.softmax(-1), (ref_logp + outcome / temperature).softmax(-1), **FITTED)
 
 
+@pytest.mark.parametrize(("objective", "n_residuals"), [(oreo_token, 3), (oreo_step, 2), (oreo_response, 1)])
+def test_last_action_settles_at_the_temperature_of_its_share_of_residuals(objective, n_residuals):
+    # Sequences of three tokens from A = 2; steps begin at tokens 0 and 2. On-policy and in a last state Q = R, so the
+    # policy residual, weight 1/n_residuals, against the KL, weight α/3, leaves π = softmax(log π_ref + R / beta_eff)
+    # with beta_eff = β + (α/2β) · n_residuals / 3. Earlier states have Q of later penalties and no such closed form.
+    beta, alpha = 0.5, 0.3
+    prefixes = [(), (0,), (1,), (0, 0), (0, 1), (1, 0), (1, 1)]
+    rows = list(itertools.product(range(2), repeat=3))
+    state = torch.tensor([[prefixes.index(row[:t]) for t in range(3)] for row in rows])
+    outcome = torch.randn(8, dtype=torch.float64, generator=torch.Generator().manual_seed(17))
+    reward = torch.stack((torch.zeros_like(outcome), torch.zeros_like(outcome), outcome), dim=-1)
+    paths = Paths(state, torch.tensor(rows), torch.ones(8, 3, dtype=torch.bool), reward)
+    is_step = torch.tensor([True, False, True]).expand(8, 3)
+    ref_logp = random_tables(7, 17)[0][:, :2].log_softmax(-1)
+    logits, value = random_tables(7, 18)
+    logits = logits[:, :2].clone()
+
+    def read(logits: Tensor, value: Tensor) -> TokenValues:
+        v = read_tables(paths, logits.log_softmax(-1), ref_logp, value)
+        return replace(v, is_state=is_step) if objective is oreo_step else v
+
+    def loss(logits: Tensor, value: Tensor) -> Tensor:
+        v = read(logits, value)
+        return weighted_total(objective(v, beta=beta, alpha=alpha), v.logp.sum(-1).exp().detach())
+
+    fit(loss, logits, value)
+    temperature = beta + alpha / (2 * beta) * n_residuals / 3
+    expected = (ref_logp[3:] + outcome.reshape(4, 2) / temperature).softmax(-1)
+    assert_close(logits.softmax(-1)[3:], expected, rtol=0, atol=1e-8)
+    (logged,) = [term for term in objective(read(logits, value), beta=beta, alpha=alpha) if term.name == "beta_eff"]
+    assert logged.value.tolist() == pytest.approx([temperature] * 8, abs=1e-12)
+
+
 def test_effective_temperature_of_the_paper_setting_is_mostly_alpha():
     # 0.03 + 0.01 / 0.06 = 0.19667 nats: α adds 5.6 times β.
     assert effective_temperature(beta=0.03, alpha=0.01) == pytest.approx(0.196667, abs=1e-6)
@@ -238,3 +289,27 @@ def test_stopped_gradient_is_unbiased_under_random_observations_and_off_policy_d
 
     biased, _ = fitted(unstopped)
     assert (biased - optimum.logp.exp()).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("objective", [oreo_token, oreo_one_step])
+def test_afterstate_value_is_what_the_turn_is_worth_before_its_observation(objective):
+    # Position 1 of the two turns is the observation; as an afterstate it has its own value, one per first action:
+    # V(a) = E_o V(a, o) = q(s0, a) of the recursion, the Q of the turn. Policy and other values stay the optimum.
+    # The one-step form reads V of the afterstate in place of V(a, o), and ends in the same place.
+    problem = build_two_turns(19)
+    optimum = solve_two_turns(problem)
+    state = problem.paths.state.clone()
+    state[:, 1] = 7 + problem.paths.action[:, 0]
+    is_state = torch.ones_like(problem.paths.is_action)
+    paths = replace(problem.paths, state=state)
+    ref_logp = torch.cat((problem.ref_logp, torch.full((3, 3), -math.log(3), dtype=torch.float64)))
+    logits, value = random_tables(10, 19)
+
+    def loss(logits: Tensor, value: Tensor) -> Tensor:
+        v = replace(read_tables(paths, logits.log_softmax(-1), ref_logp, value), is_state=is_state)
+        return weighted_total(objective(v, beta=BETA, alpha=0.0), problem.weight)
+
+    fit(loss, logits, value)
+    assert_close(logits.softmax(-1)[:7], optimum.logp.exp(), **FITTED)
+    assert_close(value[:7], optimum.value, **FITTED)
+    assert_close(value[7:], optimum.q[0], **FITTED)

@@ -12,7 +12,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from posttrain.losses import log_ratio, oreo_step, oreo_token, path_residual, suffix_sum, total
+from posttrain.losses import (
+    log_ratio,
+    oreo_one_step,
+    oreo_response,
+    oreo_step,
+    oreo_token,
+    path_residual,
+    suffix_sum,
+    total,
+)
 from posttrain.schema import TokenValues
 from tests import reference
 from tests.tree_mdp import BETA, build_tree, read_tables, rows_of, solve
@@ -51,7 +60,7 @@ def test_residual_is_zero_on_every_state_of_every_path_at_the_optimum(is_termina
     assert max(map(abs, by_loop)) < 1e-12
 
 
-@pytest.mark.parametrize("objective", [oreo_token, oreo_step])
+@pytest.mark.parametrize("objective", [oreo_token, oreo_step, oreo_response, oreo_one_step])
 def test_losses_and_gradients_are_zero_at_the_optimum_without_kl(objective):
     tree = build_tree(2, is_terminal_only=False)
     optimum = solve(tree)
