@@ -175,16 +175,19 @@ def kl_logit_grad(log_pi: Array, log_ref: Array) -> Array:
     return np.array([math.exp(p) * (p - q - kl) for p, q in zip(log_pi, log_ref, strict=True)])
 
 
+def implicit_returns(rows: Rows, *, beta: float) -> Array:
+    """h = β Σ_t log(π/π_ref)(a_t|s_t) per row."""
+    out = []
+    for b in range(len(rows.logp)):
+        actions = [t for t in range(rows.logp.shape[1]) if rows.is_action[b, t]]
+        out.append(beta * sum(rows.logp[b, t] - rows.ref_logp[b, t] for t in actions))
+    return np.array(out)
+
+
 def dpo(chosen: Rows, rejected: Rows, *, beta: float) -> Array:
-    """arXiv 2404.12358 v2, Eq. 9, per pair: −log σ(h_w − h_l), h = β Σ_t log(π/π_ref)(a_t|s_t)."""
-    losses = []
-    for b in range(len(chosen.logp)):
-        h = []
-        for rows in (chosen, rejected):
-            actions = [t for t in range(rows.logp.shape[1]) if rows.is_action[b, t]]
-            h.append(beta * sum(rows.logp[b, t] - rows.ref_logp[b, t] for t in actions))
-        losses.append(math.log1p(math.exp(-(h[0] - h[1]))))
-    return np.array(losses)
+    """arXiv 2404.12358 v2, Eq. 9, per pair: −log σ(h_w − h_l)."""
+    margins = implicit_returns(chosen, beta=beta) - implicit_returns(rejected, beta=beta)
+    return np.array([math.log1p(math.exp(-margin)) for margin in margins])
 
 
 def trajectory_balance(log_z: float, log_pf: Array, log_pb: Array, log_reward: float) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from posttrain.losses import Term, total
-from posttrain.schema import TokenValues
+from posttrain.schema import PathScores, TokenValues
 from tests.reference import Rows
 
 BETA = 0.5
@@ -148,6 +148,24 @@ def read_tables(paths: Paths, logp: Tensor, ref_logp: Tensor, value: Tensor) -> 
         is_action=paths.is_action,
         is_state=paths.is_action,
     )
+
+
+def with_reward(tree: Tree, reward: Tensor) -> Tree:
+    """The same tree with other rewards [S, A]."""
+    along = torch.where(tree.paths.is_action, reward[tree.paths.state, tree.paths.action], 0.0)
+    return replace(tree, reward=reward, paths=replace(tree.paths, reward=along))
+
+
+def next_value(tree: Tree, value: Tensor) -> Tensor:
+    """[S, A] V(s'), 0 where the action ends the trajectory."""
+    return torch.tensor(
+        [[0.0 if s is None else value[s].item() for s in row] for row in tree.child], dtype=torch.float64
+    )
+
+
+def read_scores(paths: Paths, logp: Tensor, ref_logp: Tensor) -> PathScores:
+    """The log-probabilities of the paths alone."""
+    return PathScores(logp[paths.state, paths.action], ref_logp[paths.state, paths.action], paths.is_action)
 
 
 def rows_of(v: TokenValues) -> Rows:

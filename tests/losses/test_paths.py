@@ -5,7 +5,18 @@ import math
 import pytest
 import torch
 
-from posttrain.losses import later_sum, log_ratio, next_state_index, path_residual, per_sequence_mean, suffix_sum
+from posttrain.losses import (
+    afterstates,
+    at_next_state,
+    first_state,
+    later_sum,
+    log_ratio,
+    next_state_index,
+    path_residual,
+    per_sequence_mean,
+    suffix_sum,
+    sum_to_next_state,
+)
 
 
 def row(*numbers: float) -> torch.Tensor:
@@ -78,5 +89,42 @@ def test_sums_pass_gradcheck():
     mask = torch.tensor([[True, True, False, True, False], [False, True, True, False, False]])
     assert torch.autograd.gradcheck(suffix_sum, x)
     assert torch.autograd.gradcheck(later_sum, x)
+    assert torch.autograd.gradcheck(lambda y: sum_to_next_state(y, mask), x)
+    assert torch.autograd.gradcheck(lambda y: at_next_state(y, mask), x)
     assert torch.autograd.gradcheck(lambda y: per_sequence_mean(y, mask), x)
     assert torch.autograd.gradcheck(lambda y: log_ratio(y, torch.ones(2, 5), mask), x)
+
+
+def test_sum_to_next_state_adds_each_stretch_and_nothing_before_the_first_state():
+    # States 1 and 3: stretches {1, 2} and {3, 4}; what stands before the first state belongs to none.
+    is_state = torch.tensor([[False, True, False, True, False]])
+    sums = sum_to_next_state(row(100, 1, 2, 4, 8), is_state)
+    assert sums[is_state].tolist() == [3, 12]
+
+
+def test_sum_to_next_state_keeps_small_numbers_beside_a_large_sum():
+    # In float32 a suffix sum of 10^8 has steps of 8, so a difference of two of them would read 1 as 0.
+    x = torch.tensor([[1.0, 1e8]])
+    assert sum_to_next_state(x, torch.tensor([[True, True]]))[0, 0].item() == 1.0
+    suffix = suffix_sum(x)
+    assert (suffix[0, 0] - suffix[0, 1]).item() == 0.0
+
+
+def test_at_next_state_reads_the_next_state_and_zero_past_the_last():
+    is_state = torch.tensor([[True, False, True, False]])
+    assert at_next_state(row(1, 2, 3, 4), is_state).tolist() == [[3, 3, 0, 0]]
+
+
+def test_first_state_is_one_per_row_or_none():
+    is_state = torch.tensor([[False, True, True], [True, True, False], [False, False, False]])
+    assert first_state(is_state).tolist() == [[False, True, False], [True, False, False], [False, False, False]]
+
+
+def test_afterstates_stand_between_a_turn_and_its_observation_and_not_at_padding():
+    # Tokens p A A o o A o # #: p prompt, A action, o observation, # padding. State t ends with token t, so the states
+    # after the turns are 2 (before the first o) and 5 (before the last o). Without the last o, 5 is before padding.
+    is_token = torch.tensor([[True] * 7 + [False] * 2])
+    is_action = torch.tensor([[False, True, True, False, False, True, False, False, False]])[:, 1:]
+    assert afterstates(is_action, is_token).nonzero().tolist() == [[0, 2], [0, 5]]
+    is_token[0, 6] = False
+    assert afterstates(is_action, is_token).nonzero().tolist() == [[0, 2]]
