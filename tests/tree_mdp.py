@@ -191,6 +191,18 @@ def fit(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, value: Tensor,
     logits.requires_grad_(False), value.requires_grad_(False)
 
 
+def random_tables(n_states: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n_states, 3, dtype=torch.float64, generator=generator)
+    return logits, torch.randn(n_states, dtype=torch.float64, generator=generator)
+
+
+def random_weight(n_rows: int, seed: int) -> Tensor:
+    """A behaviour with full support that is neither the optimum nor uniform: shares of 1/3 to 3 times the mean."""
+    noise = torch.randn(n_rows, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return (noise / 2).softmax(-1)
+
+
 def multi_turn_values(seed: int) -> TokenValues:
     """Four random rows of 12 positions with up to three policy spans, rewards inside, and steps that start in spans.
 
