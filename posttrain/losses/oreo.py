@@ -67,7 +67,8 @@ def oreo_step(v: TokenValues, *, beta: float, alpha: float) -> tuple[Term, ...]:
 def oreo_response(v: TokenValues, *, beta: float, alpha: float) -> tuple[Term, ...]:
     """Eq. 10: the response is one action. The policy moves by the first state's residual, through all log-ratios.
 
-    The critic keeps Eq. 8 in every state of v.is_state.
+    The critic keeps Eq. 8 in every state of v.is_state. Between turns of an agent, observations that are random end up
+    in the credit of later tokens: on data of another policy this form alone is then biased.
     """
     rho = _log_ratio(v)
     first = first_state(v.is_state & v.is_action)

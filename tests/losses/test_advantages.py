@@ -37,6 +37,11 @@ def test_group_that_earned_one_reward_has_advantage_exactly_zero(advantage, rewa
     assert torch.count_nonzero(scale_by_group_std(advantages, group)) == 0
 
 
+def test_equal_advantages_scale_to_zero_even_when_they_are_not_zero():
+    # Nothing in the group tells its answers apart, whatever baseline was used before.
+    assert scale_by_group_std(torch.tensor([0.1, 0.1, 0.1]), torch.tensor([0, 0, 0])).tolist() == [0.0, 0.0, 0.0]
+
+
 def test_group_of_one_has_no_advantage_over_its_own_mean():
     assert group_mean_advantage(torch.tensor([3.0]), torch.tensor([0])).tolist() == [0.0]
 
