@@ -41,7 +41,7 @@ REWARD_MAP = (1.0, 0.0)  # R = 1 * reward + 0: the headline maths runs train on 
 
 
 def effective_temperature(*, beta: float, alpha: float) -> float:
-    """β + α/(2β), nats per reward unit: the temperature that policy and KL terms set together on on-policy data.
+    """β + α/(2β), reward units per nat: the temperature that policy and KL terms set together on on-policy data.
 
     Holds for SQUARE_FACTOR 1 and one policy residual per token. At the stationary point of a bandit
     π ∝ π_ref · exp(r / temperature). Fewer residuals than tokens weaken α: see the metric beta_eff.
