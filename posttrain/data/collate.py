@@ -17,6 +17,7 @@ class StateLevel(StrEnum):
 
     TOKEN = "token"  # before each action token
     STEP = "step"  # before the first action token of each step
+    RESPONSE = "response"  # before each action token, for a value; an objective takes the first for the policy
 
 
 class EncodedDataset(Dataset[EncodedTrajectory]):
@@ -36,7 +37,7 @@ def collate(encoded: Sequence[EncodedTrajectory], *, pad_id: int, states: StateL
     """The fields of a TokenBatch: state t is the prefix ids[:, : t + 1], its action the token ids[:, t + 1]."""
     if not encoded:
         raise ValueError("a batch needs at least one row, got none")
-    is_state_token = [row.is_action if states is StateLevel.TOKEN else row.is_step_start for row in encoded]
+    is_state_token = [row.is_step_start if states is StateLevel.STEP else row.is_action for row in encoded]
     return {
         "input_ids": _padded([row.input_ids for row in encoded], pad_id, torch.int64),
         "is_token": _padded([(True,) * len(row.input_ids) for row in encoded], False, torch.bool),

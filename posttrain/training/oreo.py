@@ -15,7 +15,7 @@ from posttrain.data.audit import Audit, prepare
 from posttrain.data.collate import EncodedDataset, StateLevel, collate
 from posttrain.data.rows import parse_trajectory
 from posttrain.data.sources import read_rows
-from posttrain.losses import effective_temperature, oreo_step, oreo_token
+from posttrain.losses import oreo_response, oreo_step, oreo_token
 from posttrain.models.actor_critic import ActorCritic, token_values
 from posttrain.models.lora import add_lora
 from posttrain.models.policy import load_policy
@@ -28,7 +28,7 @@ from posttrain.training.oreo_config import OreoConfig
 from posttrain.training.provenance import write_run_card
 from posttrain.training.trainer import ObjectiveTrainer
 
-OBJECTIVES = {StateLevel.TOKEN: oreo_token, StateLevel.STEP: oreo_step}
+OBJECTIVES = {StateLevel.TOKEN: oreo_token, StateLevel.STEP: oreo_step, StateLevel.RESPONSE: oreo_response}
 
 
 def train_oreo(config: OreoConfig) -> Path:
@@ -43,8 +43,6 @@ def train_oreo(config: OreoConfig) -> Path:
     if config.process_index == 0:
         for audit in audits:
             print(audit.table())
-        temperature = effective_temperature(beta=config.beta, alpha=config.alpha)
-        print(f"effective temperature {temperature:.4g} nats per unit of reward")
         write_run_card(run_dir, config.to_dict(), {audit.source: audit.sha256 for audit in audits})
     trainer = build_trainer(config, load_networks(config), encoded, tokenizer)
     trainer.add_callback(MetricsFile())

@@ -54,7 +54,10 @@ class OreoConfig(RunConfig, TrainingArguments):
     )
     level: StateLevel = field(
         default=StateLevel.TOKEN,
-        metadata={"help": "What counts as one action: a token, or a reasoning step.", "group": "objective"},
+        metadata={
+            "help": "What counts as one action: a token, a reasoning step, or the response.",
+            "group": "objective",
+        },
     )
     step_delimiters: list[str] = field(
         default_factory=lambda: ["\n"],
