@@ -56,7 +56,7 @@ def run_quickstart(config: QuickstartConfig) -> int:
 
 
 def _small_study(config: QuickstartConfig, stages: Stages, pool: ThreadPoolExecutor) -> None:
-    """Base model, imitation of the annotators, own samples, and three ways to learn from them; each is evaluated."""
+    """Base model, imitation of hurried annotators, own samples, and three ways to learn from them; each is evaluated."""
     run, seed = config.output, ("--seed", str(config.seed))
     for stage, start, data in (("base", run / "fresh", "base.jsonl"), ("sft", run / "base", "sft.jsonl")):
         stages.run(
@@ -134,10 +134,10 @@ def _write_inputs(config: QuickstartConfig) -> dict[str, str]:
         n_base + n_train, n_operations=remainders.N_OPERATIONS, seed=config.seed, but=frozenset(test)
     )
     base, train = own[:n_base], own[n_base:]
-    write_jsonl(run / "base.jsonl", remainders.demonstrations(base, careful_share=1.0, seed=config.seed))
+    write_jsonl(run / "base.jsonl", remainders.demonstrations(base, careful_share=0.7, seed=config.seed))
     write_jsonl(
         run / "sft.jsonl",
-        remainders.demonstrations(base[:n_sft], careful_share=remainders.CAREFUL_SHARE, seed=config.seed + 1),
+        remainders.demonstrations(base[:n_sft], careful_share=0.0, seed=config.seed + 1),
     )
     for split, problems in (("train", train), ("test", test)):
         rows = map(problem_to_json, remainders.graded_problems(problems, split=split))

@@ -1,10 +1,11 @@
-"""A small reasoning task made of reasoning-gym's chain sums, with worked solutions in two styles.
+"""A small reasoning task made of reasoning-gym's chain sums, with worked solutions that skip steps or do not.
 
 A problem lists a start and n labelled operations; the answer is what remains of the total after division by DIVISOR.
-A careful annotator writes one line per operation, the running total, and slips now and then. A hurried one writes the
-answer at once. The hurried style is of no use to a small model: the remainder tells nothing until the sum is exact.
+A careful solution has a line for every operation: its label and the running total. A hurried one takes one, two or
+three operations per line, as its author likes. A small model adds one number reliably, and two or three at once badly;
+so each line is a choice between short and right, and a wrong total still gives the right remainder now and then.
 
-    12 a +5 b -3 c +8          careful: a 17 / b 14 / c 22 / #### 2          hurried: #### 2
+    12 a +5 b -3 c +8 d -2          careful: a 17 / b 14 / c 22 / d 20 / #### 0          hurried: b 14 / d 20 / #### 0
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -23,10 +25,8 @@ DIVISOR = 4
 TOP = 20  # running totals stay within 0..TOP, so that each is one token
 LABELS = "abcdefghijklmnop"
 N_OPERATIONS = 6
-CAREFUL_SHARE = 0.15  # of the demonstrations; the others are hurried
-SLIP_RATE = 0.01  # of the careful annotator, per line
+OPERATIONS_PER_LINE = {1: 0.2, 2: 0.5, 3: 0.3}  # how often a hurried line takes how many
 SEED_STRIDE = 100_000_000  # seeds of reasoning-gym's entries that belong to one seed of ours
-SLIPS = (-2, -1, 1, 2)  # how far off a slip is
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,31 +84,37 @@ def _reasoning_gym_terms(n_terms: int, seed: int) -> Iterator[list[int]]:
             yield [int(term) for term in entry["metadata"]["expression"].replace("- ", "-").replace("+ ", "").split()]
 
 
-def careful_solution(problem: ChainSum, *, rng: random.Random) -> str:
-    """One line per operation with the running total; a slip carries through to the answer."""
-    total, lines = problem.start, []
-    for label, operation in zip(LABELS, problem.operations, strict=False):
-        slip = rng.choice(SLIPS) if rng.random() < SLIP_RATE else 0
-        total = min(max(total + operation + slip, 0), TOP)
-        lines.append(f"{label} {total} \n")
-    return " ".join((*lines, f"#### {total % DIVISOR}"))
+def careful_solution(problem: ChainSum) -> str:
+    """One line per operation."""
+    return _solution(problem, [1] * len(problem.operations))
 
 
-def hurried_solution(problem: ChainSum) -> str:
-    """The right answer and nothing else."""
-    return f"#### {problem.total() % DIVISOR}"
+def hurried_solution(problem: ChainSum, *, rng: random.Random) -> str:
+    """Lines of one to three operations, drawn by OPERATIONS_PER_LINE; the last line takes what is left."""
+    sizes: list[int] = []
+    while (n_left := len(problem.operations) - sum(sizes)) > 0:
+        [size] = rng.choices(tuple(OPERATIONS_PER_LINE), tuple(OPERATIONS_PER_LINE.values()))
+        sizes.append(min(size, n_left))
+    return _solution(problem, sizes)
+
+
+def _solution(problem: ChainSum, line_sizes: Sequence[int]) -> str:
+    """The total after every line_sizes operations, and the answer; sizes sum to the number of operations."""
+    totals = list(accumulate(problem.operations, initial=problem.start))
+    lines = [f"{LABELS[done - 1]} {totals[done]} \n" for done in accumulate(line_sizes)]
+    return " ".join((*lines, f"#### {problem.total() % DIVISOR}"))
 
 
 def demonstrations(problems: Sequence[ChainSum], *, careful_share: float, seed: int) -> list[dict[str, str]]:
-    """Each problem solved once, as TRL prompt/completion rows: by the careful annotator with probability
-    `careful_share`, else by the hurried one."""
+    """Each problem solved once, as TRL prompt/completion rows: carefully with probability `careful_share`, else in a
+    hurry."""
     rng = random.Random(seed)
     return [
         {
             "prompt": _prompt(problem),
-            "completion": careful_solution(problem, rng=rng)
+            "completion": careful_solution(problem)
             if rng.random() < careful_share
-            else hurried_solution(problem),
+            else hurried_solution(problem, rng=rng),
         }
         for problem in problems
     ]

@@ -1,8 +1,9 @@
-"""The quickstart's task: its problems, its two annotators and its tokenizer, whatever the sizes are set to."""
+"""The quickstart's task: its problems, its two kinds of solutions and its tokenizer, whatever the sizes are set to."""
 
 import json
 import random
-from itertools import accumulate
+from collections import Counter
+from itertools import accumulate, pairwise
 
 import pytest
 
@@ -10,7 +11,7 @@ from posttrain.data import remainders
 from posttrain.data.remainders import (
     DIVISOR,
     LABELS,
-    SLIPS,
+    OPERATIONS_PER_LINE,
     TOP,
     ChainSum,
     careful_solution,
@@ -40,12 +41,8 @@ def totals_of(problem: ChainSum) -> list[int]:
     return list(accumulate(problem.operations, initial=problem.start))
 
 
-def solve(problem: ChainSum, seed: int) -> str:
-    return careful_solution(problem, rng=random.Random(seed))
-
-
 def lines_of(solution: str) -> list[tuple[str, int]]:
-    """The labels and totals of a careful solution, without its answer."""
+    """The labels and totals of a solution, without its answer."""
     *lines, _ = solution.split("\n")
     return [(label, int(total)) for label, total in map(str.split, lines)]
 
@@ -117,49 +114,29 @@ def test_a_question_names_the_start_and_each_operation_with_its_letter_and_sign(
     assert SUM.total() == 13
 
 
-def test_a_careful_solution_without_slips_is_exact_and_ends_in_the_right_remainder(monkeypatch, problems):
-    monkeypatch.setattr(remainders, "SLIP_RATE", 0.0)
-    assert solve(SUM, 0) == f"a 12 \n b 9 \n c 13 \n #### {13 % DIVISOR}"
+def test_a_careful_solution_has_every_running_total_and_ends_in_the_right_remainder(problems):
+    assert careful_solution(SUM) == f"a 12 \n b 9 \n c 13 \n #### {13 % DIVISOR}"
     for problem, graded in zip(problems, graded_problems(problems, split="test"), strict=True):
-        solution = solve(problem, 0)
-        assert lines_of(solution) == list(zip(LABELS, totals_of(problem)[1:], strict=False))
-        assert grade(graded, solution) is Grade.CORRECT
+        assert lines_of(careful_solution(problem)) == list(zip(LABELS, totals_of(problem)[1:], strict=False))
+        assert grade(graded, careful_solution(problem)) is Grade.CORRECT
 
 
-def test_a_slip_on_every_line_carries_through_to_the_answer(monkeypatch, problems):
-    monkeypatch.setattr(remainders, "SLIP_RATE", 1.0)
-    n_wrong = 0
-    for problem, graded in zip(problems, graded_problems(problems, split="test"), strict=True):
-        solution = solve(problem, seed=problem.start)
-        total = problem.start
-        for operation, (_, said) in zip(problem.operations, lines_of(solution), strict=True):
-            # Off by one of SLIPS from the total said before, unless the range 0..TOP cut it.
-            assert said in {min(max(total + operation + slip, 0), TOP) for slip in SLIPS}
-            total = said
-        assert solution.endswith(f" #### {total % DIVISOR}")
-        n_wrong += grade(graded, solution) is Grade.WRONG
-    assert n_wrong > len(problems) / 2
-
-
-def test_slips_come_at_their_rate(monkeypatch, problems):
-    monkeypatch.setattr(remainders, "SLIP_RATE", 0.25)
-    n_lines = n_slips = 0
+def test_a_hurried_solution_leaves_out_lines_of_the_careful_one_but_never_the_last(problems):
     rng = random.Random(0)
-    for problem in problems:
-        total = problem.start
-        for operation, (_, said) in zip(problem.operations, lines_of(careful_solution(problem, rng=rng)), strict=True):
-            is_inside = 2 <= total + operation <= TOP - 2  # away from the ends every slip shows
-            n_lines += is_inside
-            n_slips += is_inside and said != total + operation
-            total = said
-    # Binomial(n, 0.25): four standard deviations.
-    assert abs(n_slips - 0.25 * n_lines) < 4 * (n_lines * 0.25 * 0.75) ** 0.5
-
-
-def test_a_hurried_solution_is_the_right_answer_alone(problems):
-    assert hurried_solution(SUM) == f"#### {13 % DIVISOR}"
     for problem, graded in zip(problems, graded_problems(problems, split="test"), strict=True):
-        assert grade(graded, hurried_solution(problem)) is Grade.CORRECT
+        hurried, careful = hurried_solution(problem, rng=rng), lines_of(careful_solution(problem))
+        places = [careful.index(line) for line in lines_of(hurried)]
+        assert places[-1] == N_OPERATIONS - 1
+        assert all(1 <= after - before <= 3 for before, after in pairwise((-1, *places)))
+        assert grade(graded, hurried) is Grade.CORRECT
+
+
+def test_hurried_lines_take_one_to_three_operations_at_their_rates(problems):
+    rng = random.Random(0)
+    first = Counter(lines_of(hurried_solution(problem, rng=rng))[0][0] for problem in problems)
+    for label, rate in zip("abc", OPERATIONS_PER_LINE.values(), strict=True):
+        # Binomial(300, rate): four standard deviations.
+        assert abs(first[label] - 300 * rate) < 4 * (300 * rate * (1 - rate)) ** 0.5
 
 
 def test_demonstrations_are_careful_in_the_share_asked_for_and_the_same_for_the_same_seed(problems):
@@ -167,14 +144,18 @@ def test_demonstrations_are_careful_in_the_share_asked_for_and_the_same_for_the_
     assert rows == demonstrations(problems, careful_share=0.3, seed=5)
     assert rows != demonstrations(problems, careful_share=0.3, seed=6)
     assert [row["prompt"] for row in rows] == [f"{problem.question()} \n" for problem in problems]
-    n_careful = sum(not row["completion"].startswith("####") for row in rows)
-    assert abs(n_careful - 90) < 4 * (300 * 0.3 * 0.7) ** 0.5  # Binomial(300, 0.3): four standard deviations
+    n_careful = sum(
+        row["completion"] == careful_solution(problem) for row, problem in zip(rows, problems, strict=True)
+    )
+    # Binomial(300, 0.3) and four standard deviations; a hurried solution is careful by chance with 0.2^6.
+    assert abs(n_careful - 90) < 4 * (300 * 0.3 * 0.7) ** 0.5
 
 
-@pytest.mark.parametrize(("share", "is_careful"), [(0.0, False), (1.0, True)])
-def test_demonstrations_are_all_of_one_kind_at_the_ends(problems, share, is_careful):
-    rows = demonstrations(problems, careful_share=share, seed=0)
-    assert {row["completion"].startswith("a ") for row in rows} == {is_careful}
+def test_demonstrations_are_all_careful_at_a_share_of_one_and_hardly_ever_at_zero(problems):
+    careful = [careful_solution(problem) for problem in problems]
+    assert [row["completion"] for row in demonstrations(problems, careful_share=1.0, seed=0)] == careful
+    hurried = [row["completion"] for row in demonstrations(problems, careful_share=0.0, seed=0)]
+    assert sum(map(str.__eq__, hurried, careful)) <= 1
 
 
 def test_a_graded_problem_keeps_its_split_its_place_and_its_sum(problems):
