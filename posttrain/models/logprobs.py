@@ -115,9 +115,7 @@ def _score_in_chunks(
     n_chunks = max(1, -(-len(inputs[0]) // chunk_size))
     n_empty = _most_chunks(n_chunks, inputs[0].device, heads) - n_chunks
     chunks = zip(*(_chunks(x, chunk_size, n_empty=n_empty) for x in inputs), strict=True)
-    scored = [
-        checkpoint(score, *heads, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks
-    ]
+    scored = [checkpoint(score, *heads, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
     return [torch.cat(parts) for parts in zip(*scored, strict=True)]
 
 

@@ -38,8 +38,8 @@ class Projection:
     weight: Tensor  # [V, D]
     bias: Tensor | None  # [V]
 
-    def weight_of(self, columns: slice) -> Tensor:
-        return self.weight[columns].to(self.hidden.dtype)
+    def weight_of(self, tokens: slice | Tensor) -> Tensor:
+        return self.weight[tokens].to(self.hidden.dtype)
 
     def logits(self, columns: slice) -> Tensor:
         """[N, C], rounded to the dtype of the product first, as a call of the head would do."""
@@ -48,7 +48,7 @@ class Projection:
 
     def logit_of(self, ids: Tensor) -> Tensor:
         """[N], one token per position; not rounded, so only near what `logits` gives."""
-        logit = (_full(self.hidden) * _full(self.weight[ids])).sum(-1)
+        logit = (_full(self.hidden) * _full(self.weight_of(ids))).sum(-1)
         return logit if self.bias is None else logit + _full(self.bias[ids])
 
 
@@ -134,7 +134,7 @@ def _sum_up(
         offset = policy.logit_of(chosen) - reference.logit_of(chosen)
     gradients = None
     if keeps_gradients:
-        gradients = HiddenGradients(_full(policy.weight[chosen]), zeros, has_reference=reference is not None)
+        gradients = HiddenGradients(_full(policy.weight_of(chosen)), zeros, has_reference=reference is not None)
     for columns in _tiles(len(policy.weight), n_columns):
         is_inside, column = _locate(chosen, columns)
         z, gap = policy.logits(columns), None
