@@ -76,7 +76,7 @@ def test_bfloat16_gradients_with_a_trained_head_stay_within_three_roundings():
 
 
 def test_bfloat16_gradient_with_a_frozen_head_is_precise_for_confident_tokens():
-    # Each π_v (W_a − W_v), v ≠ a, is rounded as above, so the error scales with 1 − π(a) < 0.001 for most positions here.
+    # Each π_v (W_a − W_v), v ≠ a, is rounded as above, so the error scales with 1 − π(a), below 0.001 mostly.
     # The plain form W_a − Σ π_v W_v would err by u |W_a| whatever π(a) is.
     hidden, weight, _, _, _, _, _ = tensors(n=64, dtype=torch.bfloat16, scale=3.0)
     logits = hidden @ weight.T
