@@ -1,4 +1,4 @@
-"""Three ways to score chosen tokens: all logits at once, chunks of positions under checkpointing, and the library's."""
+"""Three ways to score chosen tokens: all logits at once, checkpointed chunks of positions, and the library's tiles."""
 
 from __future__ import annotations
 
