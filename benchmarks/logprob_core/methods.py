@@ -1,4 +1,4 @@
-"""Three ways to score chosen tokens: all logits at once, checkpointed chunks of positions, and the library's tiles."""
+"""Ways to score chosen tokens: all logits at once, checkpointed chunks of positions, trl's tiles and the library's."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from trl.kernels import ChunkedLogProbFunction
 
 from posttrain.models.logprobs import score_chosen, score_tokens
 
-CHUNK = 128  # positions whose logits exist at a time, for both chunked methods
+CHUNK = 128  # positions whose logits exist at a time, for `checkpointed` and `tiled`
+TRL_CHUNK = 32_768  # columns of a tile: what trl's trainers pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,19 @@ def tiled(x: Inputs, *, has_kl: bool) -> tuple[Tensor, ...]:
     return scored.logp, scored.kl
 
 
-METHODS = {"dense": dense, "checkpointed": checkpointed, "tiled": tiled}
+def trl_tiled(x: Inputs, *, has_kl: bool) -> tuple[Tensor, ...]:
+    """The function that trl's DPO trainer scores with, asked for the entropy too; it has no KL."""
+    assert not has_kl
+    wanted = ("log_probs", "entropy")
+    logp, *_ = ChunkedLogProbFunction.apply(x.hidden, x.head.weight, None, x.chosen, 1.0, TRL_CHUNK, None, 1.0, wanted)
+    return (logp,)
+
+
+METHODS = {"dense": dense, "checkpointed": checkpointed, "trl_tiled": trl_tiled, "tiled": tiled}
+
+
+def methods_of(case: Case) -> list[str]:
+    return [name for name in METHODS if name != "trl_tiled" or not case.has_kl]
 
 
 def step(method: str, x: Inputs, *, has_kl: bool) -> dict[str, float]:

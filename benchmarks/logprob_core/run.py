@@ -1,4 +1,4 @@
-"""Time and peak memory of three ways to score chosen tokens.
+"""Time and peak memory of the ways to score chosen tokens.
 
     OMP_NUM_THREADS=1 python -m benchmarks.logprob_core.run --out benchmarks/logprob_core/results/cpu.json
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.logprob_core.methods import METHODS, Case, make_inputs, step
+from benchmarks.logprob_core.methods import Case, make_inputs, methods_of, step
 from benchmarks.measure import in_fresh_process, interleaved, peak_growth_mib, setting
 
 MODULE = "benchmarks.logprob_core.run"
@@ -43,20 +43,21 @@ def main() -> None:
         method, case = arguments.memory[0], CASES[int(arguments.memory[1])]
         print(json.dumps(peak_growth_mib(partial(step, method, make_inputs(case), has_kl=case.has_kl))))
         return
-    result = {"setting": setting(["torch"]), "rounds": arguments.rounds, "cases": []}
+    result = {"setting": setting(["torch", "trl"]), "rounds": arguments.rounds, "cases": []}
     for index, case in enumerate(CASES):
         result["cases"].append({"case": asdict(case), "methods": _measure(index, case, arguments.rounds)})
-        print(table(result).splitlines()[-len(METHODS) :], flush=True)
+        print("\n".join(table(result).splitlines()[-len(methods_of(case)) :]), flush=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     arguments.out.with_suffix(".md").write_text(table(result) + "\n")
 
 
 def _measure(index: int, case: Case, n_rounds: int) -> dict[str, dict[str, Any]]:
-    peaks = {name: in_fresh_process(MODULE, ["--memory", name, str(index)]) for name in METHODS}
+    methods = methods_of(case)
+    peaks = {name: in_fresh_process(MODULE, ["--memory", name, str(index)]) for name in methods}
     inputs = make_inputs(case)
-    steps = {name: partial(step, name, inputs, has_kl=case.has_kl) for name in METHODS}
+    steps = {name: partial(step, name, inputs, has_kl=case.has_kl) for name in methods}
     timed = interleaved(steps, n_rounds=n_rounds)
-    return {name: {**timed[name], "peak_mib": peaks[name]} for name in METHODS}
+    return {name: {**timed[name], "peak_mib": peaks[name]} for name in methods}
 
 
 def table(result: dict[str, Any]) -> str:
