@@ -46,9 +46,9 @@ def main() -> None:
     result = {"setting": setting(["torch", "trl"]), "rounds": arguments.rounds, "cases": []}
     for index, case in enumerate(CASES):
         result["cases"].append({"case": asdict(case), "methods": _measure(index, case, arguments.rounds)})
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.out.with_suffix(".md").write_text(table(result) + "\n")
         print("\n".join(table(result).splitlines()[-len(methods_of(case)) :]), flush=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    arguments.out.with_suffix(".md").write_text(table(result) + "\n")
 
 
 def _measure(index: int, case: Case, n_rounds: int) -> dict[str, dict[str, Any]]:
