@@ -43,6 +43,15 @@ def test_gradient_of_the_kl_alone_passes_gradcheck():
     assert torch.autograd.gradcheck(lambda *_: TiledScores.apply(*inputs, chosen, COLUMNS)[3], trained)
 
 
+def test_a_second_derivative_is_refused():
+    *inputs, chosen = tensors()
+    hidden = inputs[0].requires_grad_(True)
+    logp = TiledScores.apply(*inputs, chosen, COLUMNS)[0]
+    (grad,) = torch.autograd.grad(logp.square().sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.sum().backward()
+
+
 def test_scores_do_not_overflow_when_logits_are_far_apart():
     # Logits of 2000 apart: exp overflows float64 at 710. logp is 0 or −2000 to rounding, and entropy is 0.
     weight = torch.tensor([[1000.0], [-1000.0], [0.0]], dtype=torch.float64)
