@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -64,7 +63,6 @@ class ActorCritic(nn.Module):
             self.reference.get_output_embeddings(),
             input_ids[:, 1:][is_action],
             chunk_size=self.chunk_size,
-            n_chunks=_most_chunks(is_action, self.chunk_size),
         )
         value = values_at_every_position(self.value, input_ids, is_token)[:, :-1]
         return {
@@ -101,14 +99,6 @@ def _require_right_padding(is_token: Tensor) -> None:
 def _last_hidden(model: PreTrainedModel, input_ids: Tensor, is_token: Tensor) -> Tensor:
     trunk = getattr(model, model.base_model_prefix)
     return trunk(input_ids=input_ids, attention_mask=is_token.long(), use_cache=False).last_hidden_state
-
-
-def _most_chunks(is_action: Tensor, chunk_size: int) -> int:
-    """Chunks that the rank with the most actions needs; all ranks run the same step, so all of them ask."""
-    n_chunks = (is_action.sum() + chunk_size - 1) // chunk_size
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(n_chunks, op=dist.ReduceOp.MAX)
-    return int(n_chunks.item())
 
 
 def _scatter(scored: Tensor, is_action: Tensor) -> Tensor:

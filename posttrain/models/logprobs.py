@@ -1,69 +1,155 @@
-"""Log-probability of the chosen token, entropy and exact KL to a reference, without ever holding [T, V]."""
+"""Log-probability of the chosen token, entropy and exact KL to a reference, without ever holding [N, V]."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
+
+from posttrain.models.tiled_scores import TiledScores
+
+# A tile that stays in the caches between its product and its exponentials. Measured on one CPU core at 512 positions;
+# accelerators want fewer and larger kernels. See docs/log_probs.md.
+TILE_ELEMENTS_CPU = 2**21
+TILE_ELEMENTS_ACCELERATOR = 2**26
+MIN_TILE_COLUMNS = 256  # with fewer the tile is smaller than the hidden states, and nothing is gained
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenLogProbs:
+    """One entry per scored position N, in nats, float32 (float64 stays float64)."""
+
+    logp: Tensor  # [N] log π of the chosen token
+    entropy: Tensor  # [N] entropy of π, no gradient
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogProbs:
-    """One entry per scored position N, all float32 and in nats."""
+    """One entry per scored position N, in nats, float32 (float64 stays float64)."""
 
     logp: Tensor  # [N] log π of the chosen token
-    ref_logp: Tensor  # [N] log π_ref of the chosen token
+    ref_logp: Tensor  # [N] log π_ref of the chosen token, no gradient
     kl: Tensor  # [N] Σ_a π(a) (log π(a) − log π_ref(a)), exact over the vocabulary
-    entropy: Tensor  # [N] entropy of π
+    entropy: Tensor  # [N] entropy of π, no gradient
+
+
+def score_chosen(hidden: Tensor, head: nn.Module, chosen: Tensor, *, chunk_size: int) -> ChosenLogProbs:
+    """Score `chosen` [N] from final hidden states [N, D]: all that DPO and policy gradients need of one network.
+
+    Under no_grad, as for a reference, it is one pass over the vocabulary. For `chunk_size` see score_tokens.
+    """
+    if _is_bare_linear(head):
+        columns = _columns_per_tile(chosen, head, chunk_size)
+        logp, entropy, _, _ = _score_in_tiles(hidden, head, None, None, chosen, columns)
+    else:
+        logp, entropy = _score_in_chunks(_score_logits, (hidden, chosen), (head,), chunk_size)
+    return ChosenLogProbs(logp, entropy)
 
 
 def score_tokens(
-    hidden: Tensor,
-    head: nn.Module,
-    ref_hidden: Tensor,
-    ref_head: nn.Module,
-    chosen: Tensor,
-    *,
-    chunk_size: int,
-    n_chunks: int = 0,
+    hidden: Tensor, head: nn.Module, ref_hidden: Tensor, ref_head: nn.Module, chosen: Tensor, *, chunk_size: int
 ) -> TokenLogProbs:
     """Score `chosen` [N] under policy and reference from their final hidden states [N, D].
 
-    Logits exist for `chunk_size` positions at a time and are recomputed in the backward pass, so memory does not grow
-    with N times the vocabulary. Reductions run in float32 (float64 stays float64).
+    At most as many logits exist at a time as `chunk_size` positions have, so memory does not grow with N times V.
+    Products run in the dtype of the head (or autocast's), everything after them in float32 (float64 stays float64).
 
-    The heads are called at least `n_chunks` times, with no position if none is left: engines that gather weights in a
-    collective (ZeRO-3) need the same number of calls on every rank.
+    Two plain nn.Linear heads are read in tiles of the vocabulary. Any other head, such as one with LoRA adapters or
+    one whose weights ZeRO-3 gathers by hooks, is called with `chunk_size` positions at a time and once more in the
+    backward pass. If it has hooks, all ranks must call this function together: each calls its head equally often.
     """
-    n_empty = max(0, n_chunks - -(-len(chosen) // chunk_size))
-    chunks = [
-        checkpoint(_score_chunk, h, head, ref_h, ref_head, ids, use_reentrant=False, preserve_rng_state=False)
-        for h, ref_h, ids in zip(
-            *(_chunks(x, chunk_size, n_empty=n_empty) for x in (hidden, ref_hidden, chosen)), strict=True
-        )
-    ]
-    logp, ref_logp, kl, entropy = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    if _is_bare_linear(head) and _is_bare_linear(ref_head):
+        columns = _columns_per_tile(chosen, head, chunk_size)
+        logp, entropy, ref_logp, kl = _score_in_tiles(hidden, head, ref_hidden, ref_head, chosen, columns)
+    else:
+        inputs, heads = (hidden, ref_hidden, chosen), (head, ref_head)
+        logp, entropy, ref_logp, kl = _score_in_chunks(_score_both_logits, inputs, heads, chunk_size)
     return TokenLogProbs(logp, ref_logp, kl, entropy)
+
+
+def _is_bare_linear(head: nn.Module) -> bool:
+    """Whether logits are hidden @ weight.T + bias with a weight that lies here, so that no call is needed."""
+    has_hooks = bool(head._forward_pre_hooks or head._forward_hooks)
+    is_replaced = "forward" in vars(head)  # accelerate's offloading does that
+    return type(head) is nn.Linear and not has_hooks and not is_replaced and not isinstance(head.weight, DTensor)
+
+
+def _columns_per_tile(chosen: Tensor, head: nn.Linear, chunk_size: int) -> int:
+    n_positions = max(1, len(chosen))
+    is_cpu = chosen.device.type == "cpu"
+    fitting = (TILE_ELEMENTS_CPU if is_cpu else TILE_ELEMENTS_ACCELERATOR) // n_positions
+    return max(1, min(max(fitting, MIN_TILE_COLUMNS), chunk_size * len(head.weight) // n_positions))
+
+
+@torch.compiler.disable(reason="unrolled, its loop over tiles would be a graph of thousands of nodes")
+def _score_in_tiles(
+    hidden: Tensor,
+    head: nn.Linear,
+    ref_hidden: Tensor | None,
+    ref_head: nn.Linear | None,
+    chosen: Tensor,
+    n_columns: int,
+) -> tuple[Tensor, ...]:
+    device = hidden.device.type
+    dtype = head.weight.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    reference = (None, None, None)
+    if ref_hidden is not None and ref_head is not None:
+        reference = (ref_hidden.detach().to(dtype), ref_head.weight.detach(), ref_head.bias)
+    with torch.autocast(device, enabled=False):
+        return TiledScores.apply(hidden.to(dtype), head.weight, head.bias, *reference, chosen, n_columns)
+
+
+def _score_in_chunks(
+    score: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    heads: Sequence[nn.Module],
+    chunk_size: int,
+) -> list[Tensor]:
+    n_chunks = max(1, -(-len(inputs[0]) // chunk_size))
+    n_empty = _most_chunks(n_chunks, inputs[0].device, heads) - n_chunks
+    chunks = zip(*(_chunks(x, chunk_size, n_empty=n_empty) for x in inputs), strict=True)
+    scored = [checkpoint(score, *heads, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    return [torch.cat(parts) for parts in zip(*scored, strict=True)]
 
 
 def _chunks(x: Tensor, chunk_size: int, *, n_empty: int) -> tuple[Tensor, ...]:
     return (*x.split(chunk_size), *(x[:0] for _ in range(n_empty)))
 
 
-def _score_chunk(
-    hidden: Tensor, head: nn.Module, ref_hidden: Tensor, ref_head: nn.Module, chosen: Tensor
+def _most_chunks(n_chunks: int, device: torch.device, heads: Sequence[nn.Module]) -> int:
+    """Chunks of the rank that has most. Hooks may gather weights in a collective, which every rank must enter."""
+    has_hooks = any(module._forward_pre_hooks for head in heads for module in head.modules())
+    if not (has_hooks and dist.is_available() and dist.is_initialized()):
+        return n_chunks
+    most = torch.tensor(n_chunks, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most.item())
+
+
+def _score_logits(head: nn.Module, hidden: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    return _chosen_and_entropy(_log_softmax(head(hidden)), chosen)
+
+
+def _score_both_logits(
+    head: nn.Module, ref_head: nn.Module, hidden: Tensor, ref_hidden: Tensor, chosen: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     log_pi = _log_softmax(head(hidden))
     with torch.no_grad():
         log_ref = _log_softmax(ref_head(ref_hidden))
-    pi = log_pi.exp()
-    logp = log_pi.gather(-1, chosen[:, None]).squeeze(-1)
-    ref_logp = log_ref.gather(-1, chosen[:, None]).squeeze(-1)
-    kl = (pi * (log_pi - log_ref)).sum(-1)
-    entropy = -(pi.detach() * log_pi.detach()).sum(-1)
-    return logp, ref_logp, kl, entropy
+    kl = (log_pi.exp() * (log_pi - log_ref)).sum(-1)
+    return *_chosen_and_entropy(log_pi, chosen), log_ref.gather(-1, chosen[:, None]).squeeze(-1), kl
+
+
+def _chosen_and_entropy(log_pi: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    fixed = log_pi.detach()
+    return log_pi.gather(-1, chosen[:, None]).squeeze(-1), -(fixed.exp() * fixed).sum(-1)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

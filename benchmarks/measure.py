@@ -1,0 +1,68 @@
+"""Time and memory of steps that are compared: interleaved in one process, and each alone in a fresh one."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+Step = Callable[[], dict[str, float]]  # one step; what it returns is shown beside its time
+
+
+def interleaved(steps: Mapping[str, Step], *, n_rounds: int) -> dict[str, dict[str, Any]]:
+    """Run every step once to warm up, then `n_rounds` times in turn; seconds of each round and their median."""
+    shown = {name: step() for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(n_rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        name: {"seconds": all_seconds, "median_seconds": statistics.median(all_seconds), **shown[name]}
+        for name, all_seconds in seconds.items()
+    }
+
+
+def peak_growth_mib(step: Step) -> float:
+    """MiB by which the resident set grew at most while `step` ran, over what it was before (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is resident now
+    before = _resident_mib("VmRSS")
+    step()
+    return _resident_mib("VmHWM") - before
+
+
+def in_fresh_process(module: str, arguments: Sequence[str]) -> Any:
+    """What `python -m module arguments` printed as JSON on its last line."""
+    command = [sys.executable, "-m", module, *arguments]
+    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        raise RuntimeError(f"{module} {' '.join(arguments)} ended with an error:\n{finished.stderr[-2000:]}")
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def setting(packages: Sequence[str]) -> dict[str, Any]:
+    """Device, threads, versions and commit, for the head of a result file."""
+    cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return {
+        "device": f"CPU: {cpu.split(':')[1].strip()}",
+        "threads": int(os.environ["OMP_NUM_THREADS"]),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "commit": commit.stdout.strip(),
+    }
+
+
+def _resident_mib(field: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024

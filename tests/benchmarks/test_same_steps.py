@@ -1,0 +1,36 @@
+"""What the benchmarks compare computes the same: a ratio of two different computations would mean nothing."""
+
+import math
+
+import pytest
+
+from benchmarks.dpo_step import run as dpo_run
+from benchmarks.dpo_step import steps as dpo_steps
+from benchmarks.logprob_core import methods
+
+
+@pytest.mark.parametrize("has_kl", [False, True])
+@pytest.mark.parametrize("is_head_trained", [True, False])
+def test_methods_of_the_log_prob_benchmark_agree(is_head_trained, has_kl):
+    # float32 sums over 1,000 tokens and 150 positions, two chunks of them for the checkpointed method
+    case = methods.Case(1000, 16, 150, is_head_trained, has_kl)
+    inputs = methods.make_inputs(case)
+    results = {name: methods.step(name, inputs, has_kl=has_kl) for name in methods.methods_of(case)}
+    for result in results.values():
+        assert result == pytest.approx(results["dense"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_our_dpo_steps_follow_those_of_trl(tmp_path):
+    # From loss log 2 at the reference; AdamW divides by a moving root mean square, which magnifies rounding: 1e-4.
+    case = dpo_steps.Case(n_vocabulary=512, width=64, n_layers=1, n_pairs=2, is_bf16=False)
+    steps = {name: dpo_run.build(name, case, tmp_path) for name in dpo_run.STEPS}
+    first = {name: step() for name, step in steps.items()}
+    for result in first.values():
+        assert result["loss"] == pytest.approx(math.log(2), abs=1e-6)
+        assert result["grad_norm"] == pytest.approx(first["trl, defaults"]["grad_norm"], rel=1e-4)
+    for _ in range(3):
+        last = {name: step() for name, step in steps.items()}
+    assert last["trl, defaults"]["loss"] < math.log(2) - 0.01
+    for result in last.values():
+        assert result == pytest.approx(last["trl, defaults"], rel=1e-4)
