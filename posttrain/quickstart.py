@@ -56,7 +56,7 @@ def run_quickstart(config: QuickstartConfig) -> int:
 
 
 def _small_study(config: QuickstartConfig, stages: Stages, pool: ThreadPoolExecutor) -> None:
-    """Base model, imitation of hurried annotators, own samples, and three ways to learn from them; each is evaluated."""
+    """Base model, imitation of hurried solutions, own samples, three ways to learn from them; each is evaluated."""
     run, seed = config.output, ("--seed", str(config.seed))
     for stage, start, data in (("base", run / "fresh", "base.jsonl"), ("sft", run / "base", "sft.jsonl")):
         stages.run(
@@ -127,7 +127,7 @@ def _write_inputs(config: QuickstartConfig) -> dict[str, str]:
     """Problems, demonstrations, tokenizer and random weights of the small study; returns source -> sha256."""
     run = config.output
     run.mkdir(parents=True, exist_ok=True)
-    n_base, n_sft, n_train = (400, 200, 20) if config.smoke else (20_000, 10_000, 3_000)
+    n_base, n_sft, n_train = (400, 200, 20) if config.smoke else (20_000, 8_000, 12_000)
     # The same held-out problems for every seed, so that seeds can be compared problem by problem.
     test = remainders.chain_sums(config.n_test, n_operations=remainders.N_OPERATIONS, seed=TEST_SEED)
     own = remainders.chain_sums(
