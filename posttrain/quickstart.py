@@ -14,8 +14,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 from posttrain.data import remainders
+from posttrain.data.problems import read_gsm8k_solutions
 from posttrain.data.rows import problem_to_json
 from posttrain.data.sources import write_jsonl
+from posttrain.data.word_problems import word_problems
 from posttrain.evaluation.report import ReportConfig, report
 from posttrain.models.smollm2 import convert_smollm2
 from posttrain.stages import Stage, Stages
@@ -101,19 +103,35 @@ def _answer(config: QuickstartConfig, stages: Stages, name: str, model: Path) ->
 
 
 def _real_model(config: QuickstartConfig, stages: Stages) -> None:
-    """SmolLM2-135M-Instruct: sampled, trained for a few steps, and searched, by the same verbs."""
+    """SmolLM2-135M-Instruct on easy word problems: imitation, own samples, a few steps of OREO, search."""
     if config.smollm2_wheel is None:
         print("SmolLM2-135M is left out: no --smollm2_wheel", flush=True)
         return
-    run = config.output / "smollm2"
+    run, seed = config.output / "smollm2", ("--seed", str(config.seed))
+    _write_word_problems(run, config)
     model = convert_smollm2(config.smollm2_wheel, config.output.parent / "downloads" / "smollm2-135m-instruct")
-    seed = ("--seed", str(config.seed))
-    samples = run / "samples.jsonl"
-    stages.run(Stage("smollm2_collect", "collect", ("--model", model, "--output", samples, *seed)))
-    train = ("--model", model, "--train_data", samples, "--output_dir", run / "oreo", *seed)
-    stages.run(Stage("smollm2_oreo", "oreo", train))
-    answer = ("--model", run / "oreo" / "policy", "--value_model", run / "oreo" / "value", "--name", "smollm2", *seed)
-    stages.run(Stage("smollm2_eval", "eval", (*answer, "--output", run / "answers.jsonl")))
+    samples, answers = run / "samples.jsonl", ("--problems", run / "test.jsonl", "--output", run / "answers.jsonl")
+    networks = ("--model", run / "oreo" / "policy", "--value_model", run / "oreo" / "value")
+    for name, verb, arguments in (
+        ("sft", "sft", ("--model", model, "--train_data", run / "sft.jsonl", "--output_dir", run / "sft")),
+        ("eval", "eval", ("--model", run / "sft", "--name", "sft", *answers)),
+        ("collect", "collect", ("--model", run / "sft", "--problems", run / "train.jsonl", "--output", samples)),
+        ("oreo", "oreo", ("--model", run / "sft", "--train_data", samples, "--output_dir", run / "oreo")),
+        ("eval_oreo", "eval", (*networks, "--name", "oreo", *answers)),
+    ):
+        stages.run(Stage(f"smollm2_{name}", verb, (*arguments, *seed)))
+
+
+def _write_word_problems(run: Path, config: QuickstartConfig) -> None:
+    """Rows in GSM8K's form for sampling and testing, and as prompt and completion for imitation."""
+    n_sft, n_train, n_test = (4, 2, 1) if config.smoke else (144, 24, 20)
+    rows = word_problems(n_sft + n_train + n_test, seed=config.seed)
+    run.mkdir(parents=True)
+    parts = {"solutions": rows[:n_sft], "train": rows[n_sft : n_sft + n_train], "test": rows[n_sft + n_train :]}
+    for name, part in parts.items():
+        write_jsonl(run / f"{name}.jsonl", part)
+    imitated = read_gsm8k_solutions(run / "solutions.jsonl", limit=None)
+    write_jsonl(run / "sft.jsonl", ({"prompt": row.prompt, "completion": row.completion} for row in imitated))
 
 
 def _require_fresh(config: QuickstartConfig) -> None:
