@@ -66,6 +66,12 @@ VERBS = (
         function="posttrain.data.inspect:data_inspect",
     ),
     Verb(
+        "inspect credit",
+        "Show which tokens of an answer a policy credits beside its reference, and a value model's steps.",
+        config="posttrain.evaluation.inspect_credit:CreditConfig",
+        function="posttrain.evaluation.inspect_credit:inspect_credit",
+    ),
+    Verb(
         "eval",
         "Answer problems with one policy: greedy, samples with best-of-n and majority, value-guided beams.",
         config="posttrain.evaluation.run:EvalConfig",

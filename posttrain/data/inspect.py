@@ -112,7 +112,7 @@ def colored_tokens(encoded: EncodedTrajectory, tokenizer: PreTrainedTokenizerBas
     legend = " ".join(f"{style}{role}{RESET}" for role, style in STYLE.items())
     parts = []
     for token, role, reward in zip(encoded.input_ids, _roles(encoded), encoded.reward, strict=True):
-        parts.append(f"{STYLE[role]}{_visible(decode_exactly(tokenizer, (token,)))}{RESET}")
+        parts.append(f"{STYLE[role]}{visible(decode_exactly(tokenizer, (token,)))}{RESET}")
         if reward:
             parts.append(f"{STYLE['reward']}[{reward:+g}]{RESET}")
     return f"{legend}\n{''.join(parts)}"
@@ -123,7 +123,7 @@ def _roles(encoded: EncodedTrajectory) -> list[str]:
     return [names[key] for key in zip(encoded.is_action, encoded.is_step_start, strict=True)]
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Line breaks keep their effect behind a mark; other control characters cannot reach the terminal."""
     marked = (
         f"{chr(0x21B5)}\n" if char == "\n" else char if char.isprintable() else repr(char)[1:-1] for char in text

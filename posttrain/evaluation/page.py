@@ -36,12 +36,17 @@ figcaption { color: var(--soft); font-size: .9rem; max-width: 48rem; margin-top:
 code, pre { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: .88rem; }
 pre.solution { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.75; padding: .7rem .9rem;
                margin: .3rem 0; border: 1px solid var(--line); border-radius: 6px; background: var(--band); }
-pre.solution span, .scale span { color: #111111; padding: .12em 0; }
+pre.solution span, .scale span { background: var(--light); color: #111111; padding: .12em 0; }
+pre.solution span { margin-right: 1px; }
+@media (prefers-color-scheme: dark) {
+  pre.solution span, .scale span { background: var(--dark); color: #f2f2f2; }
+}
 pre.solution i { font-style: normal; color: var(--soft); }
 pre.solution b { font-weight: 400; color: var(--soft); }
 .solutions { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 1rem; }
 .scale { display: flex; max-width: 26rem; border: 1px solid var(--line); }
 .scale span { flex: 1; text-align: center; font-size: .85rem; padding: .2rem 0; }
+summary { cursor: pointer; color: var(--link); margin: .4rem 0; }
 .absent { color: var(--soft); }
 @media print { pre.solution span { print-color-adjust: exact; } }
 """

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from posttrain.models.logprobs import score_tokens
 from posttrain.models.value import values_at_every_position
-from posttrain.schema import TokenBatch, TokenValues
+from posttrain.schema import PathScores, TokenBatch, TokenValues
 
 
 class ActorCritic(nn.Module):
@@ -24,8 +24,8 @@ class ActorCritic(nn.Module):
         self, policy: PreTrainedModel, value: PreTrainedModel, reference: PreTrainedModel, *, chunk_size: int
     ) -> None:
         super().__init__()
-        _require_same_vocabulary(policy, reference, "reference", "it must be the model that the policy started from")
-        _require_same_vocabulary(policy, value, "value model", "both read the same token ids")
+        require_same_vocabulary(policy, reference, "reference", "it must be the model that the policy started from")
+        require_same_vocabulary(policy, value, "value model", "both read the same token ids")
         self.policy = policy
         self.value = value
         self.reference = reference.requires_grad_(False).eval()
@@ -80,7 +80,32 @@ def token_values(model: nn.Module, batch: TokenBatch) -> TokenValues:
     return TokenValues(**scored, reward=batch.reward, is_action=batch.is_action, is_state=batch.is_state)
 
 
-def _require_same_vocabulary(policy: PreTrainedModel, other: PreTrainedModel, name: str, reason: str) -> None:
+@torch.no_grad()
+def path_scores(
+    policy: PreTrainedModel, reference: PreTrainedModel, batch: TokenBatch, *, chunk_size: int
+) -> PathScores:
+    """What two networks say about paths, for a reader: no value, no gradient. 0 where nothing was chosen.
+
+    Raises ValueError for networks of different vocabularies and for rows that are not padded on the right.
+    """
+    require_same_vocabulary(policy, reference, "reference", "it must be the model that the policy started from")
+    _require_right_padding(batch.is_token)
+    hidden, ref_hidden = (_last_hidden(model, batch.input_ids, batch.is_token) for model in (policy, reference))
+    scored = score_tokens(
+        hidden[:, :-1][batch.is_action],
+        policy.get_output_embeddings(),
+        ref_hidden[:, :-1][batch.is_action],
+        reference.get_output_embeddings(),
+        batch.input_ids[:, 1:][batch.is_action],
+        chunk_size=chunk_size,
+    )
+    return PathScores(
+        _scatter(scored.logp, batch.is_action), _scatter(scored.ref_logp, batch.is_action), batch.is_action
+    )
+
+
+def require_same_vocabulary(policy: PreTrainedModel, other: PreTrainedModel, name: str, reason: str) -> None:
+    """Raises ValueError when `other`, called `name`, has another number of tokens than the policy."""
     n_policy, n_other = (model.config.get_text_config().vocab_size for model in (policy, other))
     if n_policy != n_other:
         raise ValueError(f"policy has {n_policy} tokens, {name} {n_other}: {reason}")

@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage] - trl's public path, without __all__
 
+from posttrain.data.answers import as_trajectory, is_trajectory
 from posttrain.data.audit import prepare
 from posttrain.data.preferences import total_reward
 from posttrain.data.rows import parse_completion, parse_trajectory
@@ -20,7 +21,6 @@ from posttrain.data.sources import Rows, RowsError, read_rows
 from posttrain.models.policy import load_policy
 from posttrain.pretrained import load_tokenizer
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
-from posttrain.training.answers import as_trajectory, is_trajectory
 from posttrain.training.metrics import MetricsFile
 from posttrain.training.provenance import write_run_card
 from posttrain.training.run_config import RunConfig

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from posttrain.evaluation.run_folder import SolutionValues
-from posttrain.evaluation.value_html import HIGH, INK, LOW, MIDDLE, coloured_solution, value_colour, value_legend
+from posttrain.evaluation.value_html import DARK, LIGHT, coloured_solution, diverging_colour, value_legend
 from posttrain.schema import Grade
 
 
@@ -15,20 +15,29 @@ def luminance(colour):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_text_stands_out_seven_to_one_on_every_value():
-    for i in range(-20, 121):
-        ratio = (luminance(value_colour(i / 100)) + 0.05) / (luminance(INK) + 0.05)
-        assert ratio >= 7
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+def test_text_stands_out_seven_to_one_on_every_ground(palette):
+    for i in range(-120, 121):
+        grounds = sorted((luminance(diverging_colour(i / 100, palette)), luminance(palette.ink)))
+        assert (grounds[1] + 0.05) / (grounds[0] + 0.05) >= 7
 
 
-@pytest.mark.parametrize(("value", "colour"), [(-3.0, LOW), (0.0, LOW), (0.5, MIDDLE), (1.0, HIGH), (1.7, HIGH)])
-def test_the_scale_is_low_at_zero_middle_at_one_half_and_high_at_one(value, colour):
-    assert value_colour(value) == colour
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+def test_the_scale_is_low_at_minus_one_neutral_at_zero_and_high_at_one(palette):
+    ends = [diverging_colour(x, palette) for x in (-3.0, -1.0, 0.0, 1.0, 1.7)]
+    assert ends == [palette.low, palette.low, palette.middle, palette.high, palette.high]
 
 
-def test_the_ends_differ_in_blue_against_orange_and_not_only_in_red_against_green():
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+def test_the_ends_differ_in_blue_against_orange_and_not_only_in_red_against_green(palette):
     # Red-green blindness leaves the blue channel and the yellow-blue contrast.
-    assert HIGH[2] - LOW[2] > 100
+    assert palette.high[2] - palette.low[2] > 100
+
+
+def test_a_value_of_one_half_is_neutral():
+    # The only action with a state after it has V = 0.5, the middle of the scale from 0 to 1.
+    html = coloured_solution(solution(["q", "1", "2"], [0.5, 0.5, 0.5], [False, True, True]))
+    assert '<span style="--light:#fafafa;--dark:#262a2f" title="V = 0.500">1</span>' in html
 
 
 def solution(tokens, values, is_action, step_ends=()):
