@@ -27,7 +27,7 @@ def _lead(panels: Sequence[Panel], facts: Sequence[tuple[str, str]]) -> str:
         paragraph(
             "The ground of a token is its number: blue above, orange below. The implicit advantage is "
             "β (log π − log π_ref), the explicit one r + V(s') − V(s) with V = 0 after the end. Tokens that the "
-            "policy did not choose are plain. A pointer held over a token shows its numbers; the tables hold them all. "
+            "policy did not choose are plain. A pointer held over a token shows its numbers; the tables hold all. "
             "Each colouring has its own scale, which all rows share."
         ),
         fact_table(facts),
