@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from posttrain.models.logprobs import score_tokens
+from posttrain.models.logprobs import score_chosen, score_tokens
 from posttrain.models.value import values_at_every_position
 from posttrain.schema import PathScores, TokenBatch, TokenValues
 
@@ -90,18 +90,16 @@ def path_scores(
     """
     require_same_vocabulary(policy, reference, "reference", "it must be the model that the policy started from")
     _require_right_padding(batch.is_token)
-    hidden, ref_hidden = (_last_hidden(model, batch.input_ids, batch.is_token) for model in (policy, reference))
-    scored = score_tokens(
-        hidden[:, :-1][batch.is_action],
-        policy.get_output_embeddings(),
-        ref_hidden[:, :-1][batch.is_action],
-        reference.get_output_embeddings(),
-        batch.input_ids[:, 1:][batch.is_action],
-        chunk_size=chunk_size,
+    logp, ref_logp = (
+        score_chosen(
+            _last_hidden(model, batch.input_ids, batch.is_token)[:, :-1][batch.is_action],
+            model.get_output_embeddings(),
+            batch.input_ids[:, 1:][batch.is_action],
+            chunk_size=chunk_size,
+        ).logp
+        for model in (policy, reference)
     )
-    return PathScores(
-        _scatter(scored.logp, batch.is_action), _scatter(scored.ref_logp, batch.is_action), batch.is_action
-    )
+    return PathScores(_scatter(logp, batch.is_action), _scatter(ref_logp, batch.is_action), batch.is_action)
 
 
 def require_same_vocabulary(policy: PreTrainedModel, other: PreTrainedModel, name: str, reason: str) -> None:

@@ -98,11 +98,8 @@ def test_last_explicit_step_is_unknown_when_the_row_has_no_reward(networks):
 
 
 def test_value_model_of_another_vocabulary_is_refused(networks, tmp_path):
-    from tests.models.tiny_models import write_policy as write_other  # 37 tokens
-
-    other = load_value_model(
-        write_value_model(tmp_path / "value", write_other(tmp_path / "policy", "llama")), dtype=torch.float32
-    )
+    folder = write_value_model(tmp_path / "value", write_other_policy(tmp_path / "policy", "llama"))  # 37 tokens
+    other = load_value_model(folder, dtype=torch.float32)
     with pytest.raises(ValueError, match="policy has 11 tokens, value model 37"):
         credits_of(Networks(networks.policy, networks.reference, other))
 

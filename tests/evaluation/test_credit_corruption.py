@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
 
-from posttrain.evaluation.credit import AnswerCredits, Networks, answer_credits
+from posttrain.evaluation.credit import AnswerCredits, Networks, TokenCredit, answer_credits
 from posttrain.evaluation.statistics import wilson_interval
 from tests.evaluation.running_sums import (
     MODULUS,
@@ -60,8 +60,14 @@ def credits_of(networks: Networks, corrupted: Sequence[Corrupted]) -> list[Answe
     ]
 
 
-def lowest(numbers: Sequence[float]) -> int:
-    return min(range(len(numbers)), key=numbers.__getitem__)
+def n_lowest_at(
+    places: Sequence[int], answers: Sequence[AnswerCredits], number: Callable[[TokenCredit], float]
+) -> int:
+    """In how many answers the action with the lowest `number` is the one at that answer's place."""
+    return sum(
+        min(range(N_ACTIONS), key=[number(credit) for credit in answer.credits].__getitem__) == place
+        for place, answer in zip(places, answers, strict=True)
+    )
 
 
 def chance_of_at_least(n_hits: int) -> float:
@@ -71,11 +77,12 @@ def chance_of_at_least(n_hits: int) -> float:
     )
 
 
-@pytest.fixture(scope="module")
-def networks() -> Networks:
-    reference = train_reference(n_steps=300, seed=0)
-    policy = train_dpo(reference, own_pairs(reference, n_problems=1000, seed=5), n_steps=100, beta=BETA, seed=1)
-    return Networks(policy, reference, None)
+@pytest.fixture(scope="module", params=[0, 1, 2], ids=lambda seed: f"seed-{seed}")
+def networks(request: pytest.FixtureRequest) -> Networks:
+    seed = request.param
+    reference = train_reference(n_steps=500, seed=seed)
+    pairs = own_pairs(reference, n_problems=1000, seed=100 * (seed + 1))
+    return Networks(train_dpo(reference, pairs, n_steps=150, beta=BETA, seed=seed), reference, None)
 
 
 @pytest.mark.slow
@@ -88,20 +95,20 @@ def test_dpo_on_final_answers_makes_the_policy_right_far_more_often(networks):
     )
     # A teacher with slips at 0.15 is right on five sums with 0.85^5 = 0.44, and by two slips that cancel a bit more.
     assert before == pytest.approx(0.45, abs=0.1)
-    assert after > 0.8
+    assert after > before + 0.2
 
 
 @pytest.mark.slow
 def test_corrupted_token_has_the_lowest_credit_far_more_often_than_chance(networks, record_property):
     corrupted = corrupted_answers(carries_on=True, seed=77)
     answers = credits_of(networks, corrupted)
-    n_hits, n_surprises = 0, 0
-    for item, answer in zip(corrupted, answers, strict=True):
-        n_hits += lowest([credit.implicit for credit in answer.credits]) == item.place
-        n_surprises += lowest([credit.ref_logp for credit in answer.credits]) == item.place
+    places = [item.place for item in corrupted]
+    n_hits = n_lowest_at(places, answers, lambda credit: credit.implicit)
+    n_policy = n_lowest_at(places, answers, lambda credit: credit.logp)
+    n_surprises = n_lowest_at(places, answers, lambda credit: credit.ref_logp)
     interval = wilson_interval(n_hits, N_ANSWERS)
-    print(f"lowest credit {n_hits}/{N_ANSWERS} {interval}, lowest log pi_ref {n_surprises}, chance {CHANCE:.3f}")
-    record_property("rate", n_hits / N_ANSWERS)
+    record_property("lowest credit", n_hits / N_ANSWERS)
+    print(f"lowest of {N_ANSWERS}: credit {n_hits} {interval}, log pi {n_policy}, log pi_ref {n_surprises}")
     assert chance_of_at_least(n_hits) < 1e-12
     assert interval.low > 0.7
     # The rarest token to the reference is the harmless opening: credit is not surprise.
@@ -113,11 +120,11 @@ def test_one_replaced_token_leaves_two_wrong_ones_and_either_has_the_lowest_cred
     # If later sums stay as they were, the sum after the replaced one does not follow from it: two slips, the second
     # of them back to the truth. The last sum has no such successor.
     corrupted = corrupted_answers(carries_on=False, seed=77)
-    n_at, n_after = 0, 0
-    for item, answer in zip(corrupted, credits_of(networks, corrupted), strict=True):
-        place = lowest([credit.implicit for credit in answer.credits])
-        n_at += place == item.place
-        n_after += place == item.place + 1
+    answers = credits_of(networks, corrupted)
+    n_at, n_after = (
+        n_lowest_at([item.place + later for item in corrupted], answers, lambda credit: credit.implicit)
+        for later in (0, 1)
+    )
     print(f"lowest credit at the replaced token {n_at}/{N_ANSWERS}, at the next one {n_after}")
     assert chance_of_at_least(n_at) < 1e-12
     assert n_at + n_after > 0.8 * N_ANSWERS

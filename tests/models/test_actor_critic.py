@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from posttrain.losses import oreo_token, total
-from posttrain.models.actor_critic import ActorCritic, token_values
+from posttrain.models.actor_critic import ActorCritic, path_scores, token_values
 from posttrain.models.policy import frozen_copy, load_policy
 from posttrain.models.value import value_model_from_policy
 from posttrain.schema import TokenBatch, TokenValues
@@ -54,6 +54,20 @@ def test_scores_and_gradients_equal_dense_forwards_of_unpadded_rows(folders, fam
     gradients = (torch.autograd.grad(loss, parameters) for loss in (ours, theirs))
     for grad, expected in zip(*gradients, strict=True):
         assert_close(grad, expected, rtol=1e-4, atol=1e-4)  # sums over 19 actions and three layers of weights
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_path_scores_equal_dense_forwards_of_unpadded_rows_and_carry_no_gradient(folders, family):
+    model = trained(actor_critic(folders[family]))
+    rows = batch()
+    scores = path_scores(model.policy, model.reference, rows, chunk_size=5)
+    assert not scores.logp.requires_grad
+    for b, n in enumerate(rows.is_token.sum(-1).tolist()):
+        logp, ref_logp, _ = dense_row(model, rows.input_ids[b, :n])
+        actions = slice(2, n - 1)
+        for got, expected in ((scores.logp, logp), (scores.ref_logp, ref_logp)):
+            assert_close(got[b, actions], expected[actions].detach(), **CLOSE)
+            assert torch.count_nonzero(got[b, :2]) == torch.count_nonzero(got[b, n - 1 :]) == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
