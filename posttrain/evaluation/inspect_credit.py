@@ -137,12 +137,13 @@ def _require_same_tokens(
 
 def _load_networks(config: CreditConfig) -> Networks:
     dtype, device = getattr(torch, config.dtype), device_named(config.device)
+    policy, reference = (load_policy(path, dtype=dtype) for path in (config.model, config.reference))
     value = None if config.value_model is None else load_value_model(config.value_model, dtype=dtype)
-    return Networks(
-        policy=load_policy(config.model, dtype=dtype).to(device).eval(),
-        reference=load_policy(config.reference, dtype=dtype).to(device).eval(),
-        value_model=None if value is None else value.to(device).eval(),
-    )
+    for model in (policy, reference, value):
+        if model is not None:
+            model.to(device)  # pyright: ignore[reportArgumentType] - transformers hides that `to` is a method
+            model.eval()
+    return Networks(policy, reference, value)
 
 
 def _print_rows(rows: Sequence[Sequence[AnswerCredits]]) -> None:

@@ -13,7 +13,7 @@ from posttrain.cli import main
 from posttrain.data.fields import RowError
 from posttrain.evaluation.credit import AnswerCredits, TokenCredit, panels_of
 from posttrain.evaluation.credit_html import credit_page
-from posttrain.evaluation.credit_text import GROUNDS, NEUTRAL, colour_legend, coloured_answer
+from posttrain.evaluation.credit_text import colour_legend, coloured_answer
 from posttrain.evaluation.inspect_credit import parse_answers
 from tests.evaluation.tiny_policy import word_tokenizer, write_policy, write_value_model
 from tests.models.tiny_models import write_policy as write_other_policy
@@ -149,10 +149,13 @@ def test_tokens_cannot_break_the_page():
 def test_ground_is_orange_below_blue_above_and_none_at_zero():
     answer = made_up(("a", "b", "c"), (-1.0, 0.0, 1.0))
     text = coloured_answer(answer, panels_of([answer]))
-    assert f"{GROUNDS[0]}a" in text
-    assert f"{GROUNDS[-1]}c" in text
-    assert GROUNDS[NEUTRAL] == ""
+    ink = "\x1b[38;5;16m"
+    assert f"\x1b[48;5;208m{ink}a\x1b[0m" in text  # xterm's orange
     assert "\x1b[0mb\x1b[0m" in text
+    assert f"\x1b[48;5;75m{ink}c\x1b[0m" in text  # xterm's sky blue
+    page = credit_page([[answer]], title="t", facts=[])
+    grounds = dict(re.findall(r'--light:(#\w+);[^>]*title="[^"]*">(\w)</span>', page))
+    assert {token: ground for ground, token in grounds.items()} == {"a": "#f0963c", "b": "#fafafa", "c": "#6eafe1"}
     assert "-0.333" in colour_legend(panels_of([answer])[0])
 
 
