@@ -25,7 +25,7 @@ DIVISOR = 4
 TOP = 20  # running totals stay within 0..TOP, so that each is one token
 LABELS = "abcdefghijklmnop"
 N_OPERATIONS = 6
-OPERATIONS_PER_LINE = {1: 0.2, 2: 0.5, 3: 0.3}  # how often a hurried line takes how many
+OPERATIONS_PER_LINE = {1: 0.2, 2: 0.3, 3: 0.5}  # how often a hurried line takes how many
 SEED_STRIDE = 100_000_000  # seeds of reasoning-gym's entries that belong to one seed of ours
 
 
