@@ -3,24 +3,28 @@
     python evals/record.py runs/seed-0 runs/seed-1 runs/seed-2    copies what the tables are made of, then the tables
     python evals/record.py                                        only makes the tables anew
 
-Single samples are left out: they are many megabytes, and the tables need what was chosen from them, not them.
+Of the samples of a problem the first is kept: all of them are many megabytes, and the tables need what was chosen from
+them.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from posttrain.evaluation.records import append_records, load_run_records, read_records, split_method
 from posttrain.evaluation.run_folder import seed_folders
 from posttrain.evaluation.tables import summary_table
+from posttrain.schema import AnswerRecord
 
 HERE = Path(__file__).resolve().parent
 STUDY = HERE / "quickstart"
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- quickstart table: python evals/record.py -->", "<!-- end of quickstart table -->"
-KEPT_DECODINGS = {"greedy", "best_of_n", "beam"}
+KEPT_DECODINGS = {"greedy", "sample", "majority", "best_of_n", "beam"}
+KEPT_BUDGETS = (1, 4, 16)
 METRICS = ("sft", "rejection_sampling", "dpo", "oreo")
 
 
@@ -33,12 +37,16 @@ def record_run(run: Path, kept: Path) -> None:
         shutil.copy(run / stage / "metrics.jsonl", kept / stage / "metrics.jsonl")
     answers = kept / "answers.jsonl"
     answers.unlink(missing_ok=True)
-    append_records(answers, [r for r in read_records(run / "answers.jsonl") if is_kept(r.method, r.budget)])
+    append_records(answers, kept_records(read_records(run / "answers.jsonl")))
 
 
-def is_kept(method: str, budget: int) -> bool:
-    decoding = split_method(method)[1]
-    return decoding in KEPT_DECODINGS and (decoding != "best_of_n" or budget in (4, 16))
+def kept_records(records: Iterable[AnswerRecord]) -> list[AnswerRecord]:
+    """The tables' methods, with one record per problem and method."""
+    first: dict[tuple[str, str, int], AnswerRecord] = {}
+    for record in records:
+        if split_method(record.method)[1] in KEPT_DECODINGS and record.budget in KEPT_BUDGETS:
+            first.setdefault((record.method, record.task_id, record.budget), record)
+    return list(first.values())
 
 
 def quickstart_table() -> str:

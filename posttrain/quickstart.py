@@ -145,18 +145,17 @@ def _write_inputs(config: QuickstartConfig) -> dict[str, str]:
     """Problems, demonstrations, tokenizer and random weights of the small study; returns source -> sha256."""
     run = config.output
     run.mkdir(parents=True, exist_ok=True)
-    n_base, n_sft, n_train = (400, 200, 20) if config.smoke else (24_000, 8_000, 1_500)
+    n_base, n_sft, n_train = (400, 200, 20) if config.smoke else (20_000, 8_000, 12_000)
     # The same held-out problems for every seed, so that seeds can be compared problem by problem.
     test = remainders.chain_sums(config.n_test, n_operations=remainders.N_OPERATIONS, seed=TEST_SEED)
     own = remainders.chain_sums(
         n_base + n_train, n_operations=remainders.N_OPERATIONS, seed=config.seed, but=frozenset(test)
     )
     base, train = own[:n_base], own[n_base:]
-    write_jsonl(run / "base.jsonl", remainders.demonstrations(base, careful_share=0.6, seed=config.seed))
-    write_jsonl(
-        run / "sft.jsonl",
-        remainders.demonstrations(base[:n_sft], careful_share=0.0, seed=config.seed + 1),
-    )
+    taught = ((0.6, remainders.CAREFUL), (0.4, remainders.BRISK))
+    imitated = ((1.0, remainders.HURRIED),)
+    write_jsonl(run / "base.jsonl", remainders.demonstrations(base, shares=taught, seed=config.seed))
+    write_jsonl(run / "sft.jsonl", remainders.demonstrations(base[:n_sft], shares=imitated, seed=config.seed + 1))
     for split, problems in (("train", train), ("test", test)):
         rows = map(problem_to_json, remainders.graded_problems(problems, split=split))
         write_jsonl(run / f"{split}_problems.jsonl", rows)

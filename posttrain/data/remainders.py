@@ -1,18 +1,18 @@
 """A small reasoning task made of reasoning-gym's chain sums, with worked solutions that skip steps or do not.
 
 A problem lists a start and n labelled operations; the answer is what remains of the total after division by DIVISOR.
-A careful solution has a line for every operation: its label and the running total. A hurried one takes one, two or
-three operations per line, as its author likes. A small model adds one number reliably, and two or three at once badly;
-so each line is a choice between short and right, and a wrong total still gives the right remainder now and then.
+A careful solution has a line for every operation: its label and the running total. Others take one, two or three
+operations per line, as their author likes. A small model adds one number reliably, two less so and three badly; so
+each line is a choice between short and right, and a wrong total still gives the right remainder now and then.
 
-    12 a +5 b -3 c +8 d -2          careful: a 17 / b 14 / c 22 / d 20 / #### 0          hurried: b 14 / d 20 / #### 0
+    12 a +5 b -3 c +8 d -2          careful: a 17 / b 14 / c 22 / d 20 / #### 0          hurried: c 22 / d 20 / #### 0
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -25,8 +25,15 @@ DIVISOR = 4
 TOP = 20  # running totals stay within 0..TOP, so that each is one token
 LABELS = "abcdefghijklmnop"
 N_OPERATIONS = 6
-OPERATIONS_PER_LINE = {1: 0.2, 2: 0.3, 3: 0.5}  # how often a hurried line takes how many
+# How often a line takes how many operations: careful solutions, what the base model sees beside them, and the hurried
+# solutions that are imitated.
+CAREFUL = {1: 1.0}
+BRISK = {1: 0.25, 2: 0.5, 3: 0.25}
+HURRIED = {1: 0.2, 2: 0.3, 3: 0.5}
 SEED_STRIDE = 100_000_000  # seeds of reasoning-gym's entries that belong to one seed of ours
+
+
+LineSizes = Mapping[int, float]  # operations taken by one line -> rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,40 +91,30 @@ def _reasoning_gym_terms(n_terms: int, seed: int) -> Iterator[list[int]]:
             yield [int(term) for term in entry["metadata"]["expression"].replace("- ", "-").replace("+ ", "").split()]
 
 
-def careful_solution(problem: ChainSum) -> str:
-    """One line per operation."""
-    return _solution(problem, [1] * len(problem.operations))
-
-
-def hurried_solution(problem: ChainSum, *, rng: random.Random) -> str:
-    """Lines of one to three operations, drawn by OPERATIONS_PER_LINE; the last line takes what is left."""
-    sizes: list[int] = []
-    while (n_left := len(problem.operations) - sum(sizes)) > 0:
-        [size] = rng.choices(tuple(OPERATIONS_PER_LINE), tuple(OPERATIONS_PER_LINE.values()))
-        sizes.append(min(size, n_left))
-    return _solution(problem, sizes)
-
-
-def _solution(problem: ChainSum, line_sizes: Sequence[int]) -> str:
-    """The total after every line_sizes operations, and the answer; sizes sum to the number of operations."""
+def solution(problem: ChainSum, *, operations_per_line: LineSizes, rng: random.Random) -> str:
+    """Lines of so many operations, drawn by their rates, with the total after them; the last takes what is left."""
     totals = list(accumulate(problem.operations, initial=problem.start))
-    lines = [f"{LABELS[done - 1]} {totals[done]} \n" for done in accumulate(line_sizes)]
+    lines: list[str] = []
+    done = 0
+    while done < len(problem.operations):
+        [size] = rng.choices(tuple(operations_per_line), tuple(operations_per_line.values()))
+        done = min(done + size, len(problem.operations))
+        lines.append(f"{LABELS[done - 1]} {totals[done]} \n")
     return " ".join((*lines, f"#### {problem.total() % DIVISOR}"))
 
 
-def demonstrations(problems: Sequence[ChainSum], *, careful_share: float, seed: int) -> list[dict[str, str]]:
-    """Each problem solved once, as TRL prompt/completion rows: carefully with probability `careful_share`, else in a
-    hurry."""
+def demonstrations(
+    problems: Sequence[ChainSum], *, shares: Sequence[tuple[float, LineSizes]], seed: int
+) -> list[dict[str, str]]:
+    """Each problem solved once, as TRL prompt/completion rows, in a style drawn from `shares`: (share, line sizes)."""
     rng = random.Random(seed)
-    return [
-        {
-            "prompt": _prompt(problem),
-            "completion": careful_solution(problem)
-            if rng.random() < careful_share
-            else hurried_solution(problem, rng=rng),
-        }
-        for problem in problems
-    ]
+    weights, styles = zip(*shares, strict=True)
+    rows: list[dict[str, str]] = []
+    for problem in problems:
+        [style] = rng.choices(styles, weights)
+        completion = solution(problem, operations_per_line=style, rng=rng)
+        rows.append({"prompt": _prompt(problem), "completion": completion})
+    return rows
 
 
 def graded_problems(problems: Sequence[ChainSum], *, split: str) -> list[Problem]:

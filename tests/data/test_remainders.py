@@ -9,17 +9,19 @@ import pytest
 
 from posttrain.data import remainders
 from posttrain.data.remainders import (
+    BRISK,
+    CAREFUL,
     DIVISOR,
+    HURRIED,
     LABELS,
-    OPERATIONS_PER_LINE,
     TOP,
     ChainSum,
-    careful_solution,
+    LineSizes,
     chain_sums,
     demonstrations,
     graded_problems,
-    hurried_solution,
     small_llama,
+    solution,
     tokenizer,
 )
 from posttrain.rewards.grade import grade
@@ -39,6 +41,10 @@ def problems():
 def totals_of(problem: ChainSum) -> list[int]:
     """The running totals, the start first."""
     return list(accumulate(problem.operations, initial=problem.start))
+
+
+def solve(problem: ChainSum, style: LineSizes, seed: int = 0) -> str:
+    return solution(problem, operations_per_line=style, rng=random.Random(seed))
 
 
 def lines_of(solution: str) -> list[tuple[str, int]]:
@@ -115,47 +121,43 @@ def test_a_question_names_the_start_and_each_operation_with_its_letter_and_sign(
 
 
 def test_a_careful_solution_has_every_running_total_and_ends_in_the_right_remainder(problems):
-    assert careful_solution(SUM) == f"a 12 \n b 9 \n c 13 \n #### {13 % DIVISOR}"
+    assert solve(SUM, CAREFUL) == f"a 12 \n b 9 \n c 13 \n #### {13 % DIVISOR}"
     for problem, graded in zip(problems, graded_problems(problems, split="test"), strict=True):
-        assert lines_of(careful_solution(problem)) == list(zip(LABELS, totals_of(problem)[1:], strict=False))
-        assert grade(graded, careful_solution(problem)) is Grade.CORRECT
+        assert lines_of(solve(problem, CAREFUL)) == list(zip(LABELS, totals_of(problem)[1:], strict=False))
+        assert grade(graded, solve(problem, CAREFUL)) is Grade.CORRECT
 
 
-def test_a_hurried_solution_leaves_out_lines_of_the_careful_one_but_never_the_last(problems):
-    rng = random.Random(0)
-    for problem, graded in zip(problems, graded_problems(problems, split="test"), strict=True):
-        hurried, careful = hurried_solution(problem, rng=rng), lines_of(careful_solution(problem))
-        places = [careful.index(line) for line in lines_of(hurried)]
+@pytest.mark.parametrize("style", [BRISK, HURRIED])
+def test_a_shorter_solution_leaves_out_lines_of_the_careful_one_but_never_the_last(problems, style):
+    for seed, (problem, graded) in enumerate(zip(problems, graded_problems(problems, split="test"), strict=True)):
+        short, careful = solve(problem, style, seed), lines_of(solve(problem, CAREFUL))
+        places = [careful.index(line) for line in lines_of(short)]
         assert places[-1] == N_OPERATIONS - 1
         assert all(1 <= after - before <= 3 for before, after in pairwise((-1, *places)))
-        assert grade(graded, hurried) is Grade.CORRECT
+        assert grade(graded, short) is Grade.CORRECT
 
 
-def test_hurried_lines_take_one_to_three_operations_at_their_rates(problems):
+@pytest.mark.parametrize("style", [BRISK, HURRIED])
+def test_lines_take_one_to_three_operations_at_their_rates(problems, style):
     rng = random.Random(0)
-    first = Counter(lines_of(hurried_solution(problem, rng=rng))[0][0] for problem in problems)
-    for label, rate in zip("abc", OPERATIONS_PER_LINE.values(), strict=True):
+    first = Counter(lines_of(solution(p, operations_per_line=style, rng=rng))[0][0] for p in problems)
+    for label, rate in zip("abc", style.values(), strict=True):
         # Binomial(300, rate): four standard deviations.
         assert abs(first[label] - 300 * rate) < 4 * (300 * rate * (1 - rate)) ** 0.5
 
 
-def test_demonstrations_are_careful_in_the_share_asked_for_and_the_same_for_the_same_seed(problems):
-    rows = demonstrations(problems, careful_share=0.3, seed=5)
-    assert rows == demonstrations(problems, careful_share=0.3, seed=5)
-    assert rows != demonstrations(problems, careful_share=0.3, seed=6)
+def test_demonstrations_come_in_the_shares_asked_for_and_the_same_for_the_same_seed(problems):
+    shares = ((0.3, CAREFUL), (0.7, {3: 1.0}))
+    rows = demonstrations(problems, shares=shares, seed=5)
+    assert rows == demonstrations(problems, shares=shares, seed=5)
+    assert rows != demonstrations(problems, shares=shares, seed=6)
     assert [row["prompt"] for row in rows] == [f"{problem.question()} \n" for problem in problems]
-    n_careful = sum(
-        row["completion"] == careful_solution(problem) for row, problem in zip(rows, problems, strict=True)
+    careful, short = (
+        [solve(problem, style) == row["completion"] for row, problem in zip(rows, problems, strict=True)]
+        for style in (CAREFUL, {3: 1.0})
     )
-    # Binomial(300, 0.3) and four standard deviations; a hurried solution is careful by chance with 0.2^6.
-    assert abs(n_careful - 90) < 4 * (300 * 0.3 * 0.7) ** 0.5
-
-
-def test_demonstrations_are_all_careful_at_a_share_of_one_and_hardly_ever_at_zero(problems):
-    careful = [careful_solution(problem) for problem in problems]
-    assert [row["completion"] for row in demonstrations(problems, careful_share=1.0, seed=0)] == careful
-    hurried = [row["completion"] for row in demonstrations(problems, careful_share=0.0, seed=0)]
-    assert sum(map(str.__eq__, hurried, careful)) <= 1
+    assert sum(careful) + sum(short) == len(problems)
+    assert abs(sum(careful) - 90) < 4 * (300 * 0.3 * 0.7) ** 0.5  # Binomial(300, 0.3): four standard deviations
 
 
 def test_a_graded_problem_keeps_its_split_its_place_and_its_sum(problems):
@@ -167,7 +169,7 @@ def test_a_graded_problem_keeps_its_split_its_place_and_its_sum(problems):
 
 def test_the_tokenizer_gives_every_text_back_and_one_token_for_each_word(problems):
     vocabulary = tokenizer()
-    for row in demonstrations(problems, careful_share=0.5, seed=1):
+    for row in demonstrations(problems, shares=((0.5, CAREFUL), (0.5, HURRIED)), seed=1):
         for text in row.values():
             ids = vocabulary(text)["input_ids"]
             assert vocabulary.decode(ids) == text
