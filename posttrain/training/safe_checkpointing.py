@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import (
-    DeepSpeedSchedulerWrapper,
     broadcast_object_list,
     is_peft_model,
     load_fsdp_optimizer,
@@ -248,4 +247,8 @@ class SafeCheckpointing(Trainer):
         load_rng_state(folder / f"rng_state_{rank}.json")
 
     def _engine_owns_schedule(self) -> bool:
-        return self.is_deepspeed_enabled and isinstance(self.lr_scheduler, DeepSpeedSchedulerWrapper)
+        if not self.is_deepspeed_enabled:
+            return False
+        from accelerate.utils import DeepSpeedSchedulerWrapper  # accelerate has it only where DeepSpeed is installed
+
+        return isinstance(self.lr_scheduler, DeepSpeedSchedulerWrapper)
