@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.data.encode import encode_trajectory
 from posttrain.data.fields import RowError
 from posttrain.data.sources import Rows, RowsError, faults_error
+from posttrain.data.tokenizer_card import require_tokenizer_of_rows
 from posttrain.schema import EncodedTrajectory, FinishReason, TrajectoryRow
 
 
@@ -79,9 +80,10 @@ def prepare(
     """Encode all rows; those longer than `max_length` tokens are dropped, because cutting them on the right would keep
     the reward and cut off the answer that earned it.
 
-    Raises RowsError for rows that cannot be encoded (no action, another tokenizer's ids), and when more than
-    `max_dropped_fraction` of the rows is too long.
+    Raises RowsError for rows that cannot be encoded (no action, another tokenizer's ids), for rows that another
+    tokenizer has made, as far as their file tells, and when more than `max_dropped_fraction` of the rows is too long.
     """
+    require_tokenizer_of_rows(rows.source, tokenizer)
     encoded = _encode_all(rows, tokenizer, step_delimiters)
     kept = [(row, item) for row, item in zip(rows.rows, encoded, strict=True) if len(item.input_ids) <= max_length]
     n_too_long = len(encoded) - len(kept)

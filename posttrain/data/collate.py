@@ -21,10 +21,17 @@ class StateLevel(StrEnum):
 
 
 class EncodedDataset(Dataset[EncodedTrajectory]):
-    """Encoded rows behind torch's Dataset interface, in the order in which they were read."""
+    """Encoded rows behind torch's Dataset interface, in the order in which they were read.
+
+    Raises ValueError for no rows, and for a row that has no state at one of the StateLevels.
+    """
 
     def __init__(self, rows: Sequence[EncodedTrajectory]) -> None:
         self.rows = tuple(rows)
+        if not self.rows:
+            raise ValueError("there are no rows to train on, needed at least one: were all of them filtered out?")
+        for row in self.rows:
+            _require_states(row)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -46,6 +53,15 @@ def collate(encoded: Sequence[EncodedTrajectory], *, pad_id: int, states: StateL
         "reward": _padded([row.reward for row in encoded], 0.0, torch.float32)[:, 1:],
         "row_id": torch.tensor([row.row_id for row in encoded], dtype=torch.int64),
     }
+
+
+def _require_states(row: EncodedTrajectory) -> None:
+    for name, mask in (("is_action", row.is_action), ("is_step_start", row.is_step_start)):
+        if not any(mask[1:]):  # the first token follows no state
+            raise ValueError(
+                f"row {row.row_id}: {name} is False on every token after the first, needed at least one True: the row "
+                "would count in the mean and teach nothing. Was its answer masked or cut off?"
+            )
 
 
 def _padded(rows: Sequence[Sequence[int | bool | float]], fill: int | bool | float, dtype: torch.dtype) -> Tensor:

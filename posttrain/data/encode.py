@@ -21,8 +21,8 @@ def encode_trajectory(
     only where the policy chose to stop; a conversation goes through the chat template. The terminal reward falls on
     the last action, a step's reward on the last action before its end.
 
-    Raises RowError for a row without an action, with an action that has no token before it, or with ids that the
-    tokenizer does not have.
+    Raises RowError for a row without an action, with an action that has no token before it, with ids that the
+    tokenizer does not have, with a prompt that its chat template renders otherwise, or cut and yet ending in EOS.
     """
     ids, spans = _tokens_and_spans(row, tokenizer)
     if not spans:
@@ -30,6 +30,13 @@ def encode_trajectory(
     if spans[0][0] == 0:
         raise RowError(
             [f"{row.where}: prompt: holds no token, expected at least one (BOS counts) before the first action"]
+        )
+    if row.finish_reason is FinishReason.LENGTH and ids[spans[-1][1] - 1] == eos_id(tokenizer):
+        raise RowError(
+            [
+                f"{row.where}: finish_reason: is 'length', but the last action is the EOS; expected 'stop' if the "
+                "policy chose it, or the answer without it if something appended it"
+            ]
         )
     is_action, is_step_start = [False] * len(ids), [False] * len(ids)
     ends = step_ends(tokenizer, tuple(step_delimiters))
@@ -56,6 +63,7 @@ def encode_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokeni
 def _tokens_and_spans(row: TrajectoryRow, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[Span]]:
     if row.input_ids is not None:
         _require_known_ids(row, tokenizer)
+        _require_rendered_prompt(row, tokenizer)
         return list(row.input_ids), list(row.action_spans)
     if row.completion is None:
         if isinstance(row.prompt, str):
@@ -94,6 +102,26 @@ def _require_known_ids(row: TrajectoryRow, tokenizer: PreTrainedTokenizerBase) -
                 "was the row recorded with another tokenizer?"
             ]
         )
+
+
+def _require_rendered_prompt(row: TrajectoryRow, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Recorded ids beside a conversation start as the tokenizer renders it, to the first answer or as a whole."""
+    if isinstance(row.prompt, str):
+        return
+    _require_chat_template(row, tokenizer)
+    recorded = list((row.input_ids or ())[: row.action_spans[0][0]])
+    n_before_answer = next((i for i, m in enumerate(row.prompt) if m.role == "assistant"), len(row.prompt))
+    if any(
+        render_ids(row.prompt[:n], tokenizer, opens_turn=True) == recorded for n in {n_before_answer, len(row.prompt)}
+    ):
+        return
+    raise RowError(
+        [
+            f"{row.where}: prompt: the tokenizer's chat template renders the messages as other tokens than the "
+            f"{len(recorded)} of input_ids before the first action; was the row made with another chat template? "
+            "Give the tokenizer that one; if the sampler added something (tools), record prompt as the rendered text"
+        ]
+    )
 
 
 def _require_chat_template(row: TrajectoryRow, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -13,10 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.data.encode import encode_prompt
 from posttrain.data.problems import TemplateName, named_template, read_problems, require_distinct_ids
+from posttrain.data.tokenizer_card import require_same_tokens
 from posttrain.evaluation.decoding import Beam, Decoding, Greedy, Sampled, parse_decoding, require_distinct_records
 from posttrain.evaluation.records import append_records, read_records
 from posttrain.evaluation.solutions import read_solution, write_solutions
 from posttrain.evaluation.statistics import majority_vote, wilson_interval
+from posttrain.models.actor_critic import require_same_vocabulary
 from posttrain.models.loading import device_named
 from posttrain.models.policy import load_policy
 from posttrain.models.value import load_value_model
@@ -121,7 +123,9 @@ def _load(config: EvalConfig) -> Answering:
     engine = TransformersEngine(policy, tokenizer, batch_size=config.batch_size, device=device)
     value_model, scorer = None, None
     if config.value_model is not None:
+        require_same_tokens(tokenizer, config.value_model, "value model")
         value_model = load_value_model(config.value_model, dtype=dtype)
+        require_same_vocabulary(policy, value_model, "value model", "both read the same token ids")
         value_model.to(device)  # pyright: ignore[reportArgumentType] - transformers hides that `to` is a method
         scorer = ReencodingScorer(value_model, batch_size=config.batch_size)
     template = named_template(config.template, tokenizer, instruction=config.instruction)

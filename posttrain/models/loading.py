@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -43,6 +44,16 @@ def own_memory(model: PreTrainedModel) -> None:
     """
     for weight in model.parameters():
         weight.data = weight.data.clone()
+
+
+def require_finite(model: PreTrainedModel, path: str | Path) -> None:
+    """Raises ValueError naming the weights of `model`, read from `path`, that hold NaN or Inf."""
+    bad = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    if bad:
+        raise ValueError(
+            f"{path}: {', '.join(bad[:3])}{f' and {len(bad) - 3} more' if len(bad) > 3 else ''} hold NaN or Inf; did "
+            "the run that wrote it diverge? Take an earlier checkpoint"
+        )
 
 
 def switch_dropout_off(model: PreTrainedModel) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from posttrain.models.loading import VALUE_HEAD, own_memory, switch_dropout_off
+from posttrain.models.loading import VALUE_HEAD, own_memory, require_finite, switch_dropout_off
 from posttrain.pretrained import require_model_path
 
 # What architectures call a transform between the output head and the logits, with the value that makes it do nothing.
@@ -36,6 +36,7 @@ def load_policy(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
     if info["missing_keys"]:
         raise ValueError(f"{path} lacks {sorted(info['missing_keys'])}, which would start from random numbers")
     _refuse_transformed_logits(model.config)
+    require_finite(model, path)
     own_memory(model)
     switch_dropout_off(model)
     return model

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from posttrain.models.loading import VALUE_HEAD, no_load_report, own_memory, switch_dropout_off
+from posttrain.models.loading import VALUE_HEAD, no_load_report, own_memory, require_finite, switch_dropout_off
 from posttrain.pretrained import require_model_path
 
 
@@ -53,6 +53,7 @@ def value_model_from_policy(policy_path: str | Path, *, dtype: torch.dtype) -> P
     _require_score_layer(model)
     # A fresh tensor, not zeros_ on the loaded one: under ZeRO-3 the loaded one is an empty shard.
     model.score = ValueHead(torch.zeros(1, config.get_text_config().hidden_size, dtype=dtype))
+    require_finite(model, policy_path)
     own_memory(model)
     switch_dropout_off(model)
     return model
@@ -67,11 +68,14 @@ def load_value_model(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel
     require_model_path(path)
     n_labels = AutoConfig.from_pretrained(path).num_labels
     model, info = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    if info["missing_keys"]:
+    missing = sorted(info["missing_keys"])
+    if VALUE_HEAD in missing:
         raise ValueError(
-            f"{path} lacks {sorted(info['missing_keys'])}: a value model needs `{VALUE_HEAD}`. "
-            f"Is this a policy? Start one from a policy with value_model_from_policy."
+            f"{path} lacks {missing}: a value model needs `{VALUE_HEAD}`. Is this a policy? "
+            "For training leave value_model out: one is started from the policy"
         )
+    if missing:
+        raise ValueError(f"{path} lacks {missing}, which would start from random numbers: is the folder whole?")
     if n_labels != 1:
         raise ValueError(f"{path} has num_labels={n_labels}, a value model has 1: is this a classifier?")
     _require_score_layer(model)
@@ -79,6 +83,7 @@ def load_value_model(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel
     if not torch.isfinite(weight).all():
         raise ValueError(f"{path}: {VALUE_HEAD} holds NaN or Inf; the run that wrote it had diverged")
     model.score = ValueHead(weight)
+    require_finite(model, path)
     own_memory(model)
     switch_dropout_off(model)
     return model

@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from posttrain import __version__
 from posttrain.data.encode import encode_prompt
 from posttrain.data.problems import TemplateName, named_template, read_problems, require_distinct_ids
+from posttrain.data.tokenizer_card import tokenizer_card
 from posttrain.models.loading import device_named
 from posttrain.models.policy import load_policy
 from posttrain.pretrained import load_tokenizer
@@ -124,6 +125,7 @@ def collect(config: CollectConfig) -> Path:
             **tally.to_json(),
             "last_run": last_run,
             "config": _shown(config),
+            "tokenizer": tokenizer_card(tokenizer),
             **versions,
         }
     )

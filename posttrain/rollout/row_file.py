@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from posttrain.data.rows import parse_trajectory, trajectory_to_json
+from posttrain.data.tokenizer_card import summary_path
 from posttrain.schema import Problem, TrajectoryRow
 
 
@@ -19,7 +20,7 @@ class RowFile:
 
     def __init__(self, path: Path, *, n_per_problem: int) -> None:
         self.path = path
-        self.summary_path = path.with_suffix(".summary.json")
+        self.summary_path = summary_path(path)
         self.n_per_problem = n_per_problem
 
     def claim(self, run: Mapping[str, object]) -> None:

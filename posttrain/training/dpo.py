@@ -18,6 +18,8 @@ from posttrain.data.fields import RowError
 from posttrain.data.preferences import trajectory_pairs
 from posttrain.data.rows import parse_preference, parse_trajectory
 from posttrain.data.sources import Rows, RowsError, read_rows
+from posttrain.data.tokenizer_card import require_same_tokens
+from posttrain.models.actor_critic import require_same_vocabulary
 from posttrain.models.policy import frozen_copy, load_policy
 from posttrain.pretrained import load_tokenizer
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
@@ -62,6 +64,8 @@ def train_dpo(config: DpoBaselineConfig) -> Path:
     It is a Hugging Face model folder with its tokenizer, beside run.json, metrics.jsonl and the checkpoints.
     """
     tokenizer = load_tokenizer(config.model)
+    if config.reference is not None:
+        require_same_tokens(tokenizer, config.reference, "reference")
     pairs, data_sha256 = read_pairs(config, tokenizer)
     trainer = build_dpo_trainer(config, pairs, tokenizer)
     if trainer.is_world_process_zero():
@@ -138,6 +142,7 @@ def build_dpo_trainer(
     dtype = getattr(torch, config.dtype)
     policy = load_policy(config.model, dtype=dtype)
     reference = policy if config.reference is None else load_policy(config.reference, dtype=dtype)
+    require_same_vocabulary(policy, reference, "reference", "it must be the model that the policy started from")
     return DpoTrainer(
         model=policy,
         ref_model=frozen_copy(reference),

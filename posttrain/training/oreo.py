@@ -15,6 +15,7 @@ from posttrain.data.audit import Audit, prepare
 from posttrain.data.collate import EncodedDataset, StateLevel, collate
 from posttrain.data.rows import parse_trajectory
 from posttrain.data.sources import read_rows
+from posttrain.data.tokenizer_card import require_same_tokens
 from posttrain.losses import oreo_response, oreo_step, oreo_token
 from posttrain.models.actor_critic import ActorCritic, token_values
 from posttrain.models.lora import add_lora
@@ -39,6 +40,9 @@ def train_oreo(config: OreoConfig) -> Path:
     """
     run_dir = Path(config.output_dir)
     tokenizer = load_tokenizer(config.model)
+    for name, path in (("reference", config.reference), ("value model", config.value_model)):
+        if path is not None:
+            require_same_tokens(tokenizer, path, name)
     encoded, audits = read_trajectories(config, tokenizer)
     if config.process_index == 0:
         for audit in audits:
@@ -97,7 +101,7 @@ def build_trainer(
 ) -> ObjectiveTrainer:
     """The trainer of one OREO run; `encoded` holds the rewards of the data, before the config's reward map."""
     policy_start = config.value_warmup_steps
-    rows = [map_reward(row, config.reward_map) for row in encoded]
+    rows = [map_reward(row, config.reward_map) for row in EncodedDataset(encoded).rows]
     return ObjectiveTrainer(
         model,
         config,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -60,3 +62,16 @@ def test_empty_batch_is_refused():
 def test_dataset_keeps_the_order_of_the_rows():
     dataset = EncodedDataset([LONG, SHORT])
     assert [dataset[i].row_id for i in range(len(dataset))] == [3, 8]
+
+
+def test_dataset_without_rows_is_refused():
+    with pytest.raises(ValueError, match="no rows to train on, needed at least one"):
+        EncodedDataset([])
+
+
+@pytest.mark.parametrize("name", ["is_action", "is_step_start"])
+@pytest.mark.parametrize("mask", [(False, False), (True, False)])  # the first token follows no state
+def test_row_whose_states_are_all_masked_is_refused(name, mask):
+    masked = dataclasses.replace(SHORT, **{name: mask})
+    with pytest.raises(ValueError, match=f"row 8: {name} is False on every token after the first.*masked or cut off"):
+        EncodedDataset([LONG, masked])

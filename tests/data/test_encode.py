@@ -153,3 +153,38 @@ def test_row_without_action_or_state_is_refused(char_tokenizer):
 def test_ids_of_another_tokenizer_are_refused(char_tokenizer):
     message = refused({"prompt": "", "input_ids": [1, 5000], "action_spans": [[1, 2]]}, char_tokenizer)
     assert "got 5000, expected ids below 108" in message
+
+
+def test_cut_answer_that_ends_in_eos_is_refused(char_tokenizer):
+    # Recorded by a sampler that appended it, and as text in which the EOS was spelled out.
+    recorded = {"prompt": "1", "input_ids": [1, 9, 18, EOS], "action_spans": [[2, 4]], "finish_reason": "length"}
+    expected = "f:1: finish_reason: is 'length', but the last action is the EOS; expected 'stop'"
+    assert refused(recorded, char_tokenizer).startswith(expected)
+    spelled = {"prompt": "1", "completion": "a<eos>", "finish_reason": "length"}
+    assert refused(spelled, char_tokenizer).startswith(expected)
+    spelled = {"messages": episode("1", "a<eos>"), "finish_reason": "length"}
+    assert refused(spelled, char_tokenizer).startswith(expected)
+
+
+def test_cut_answer_may_have_ended_its_earlier_turns(char_tokenizer):
+    # <bos> 1 | a <eos> | 1 | a: the first turn chose its EOS, the second was cut.
+    columns = {"prompt": "1", "input_ids": [1, 9, 18, EOS, 9, 18], "action_spans": [[2, 4], [5, 6]]}
+    item = encoded({**columns, "finish_reason": "length"}, char_tokenizer)
+    assert where_true(item.is_action) == [2, 3, 5]
+
+
+# <bos> <user> h i <eos> \n <assistant> as PLAIN_TEMPLATE writes it, then a <eos>.
+CHAT_IDS = [1, 4, 25, 26, EOS, 104, 5, 18, EOS]
+
+
+@pytest.mark.parametrize("prompt", [episode("hi"), episode("hi", "a")])
+def test_recorded_ids_beside_messages_are_kept_when_the_template_renders_them(char_tokenizer, prompt):
+    columns = {"prompt": prompt, "input_ids": CHAT_IDS, "action_spans": [[7, 9]]}
+    assert encoded(columns, char_tokenizer).input_ids == tuple(CHAT_IDS)
+
+
+def test_recorded_ids_of_another_chat_template_are_refused(char_tokenizer):
+    char_tokenizer.chat_template = char_tokenizer.chat_template.replace("\\n", "|")
+    message = refused({"prompt": episode("hi"), "input_ids": CHAT_IDS, "action_spans": [[7, 9]]}, char_tokenizer)
+    assert message.startswith("f:1: prompt: the tokenizer's chat template renders the messages as other tokens than")
+    assert "was the row made with another chat template?" in message

@@ -263,6 +263,16 @@ def test_a_wrong_setting_is_refused_before_anything_is_written(files, tmp_path, 
     assert not output.exists()
 
 
+def test_a_value_model_of_another_vocabulary_is_refused_before_anything_is_sampled(files, tmp_path):
+    value_model = load_value_model(files.value, dtype=torch.float32)
+    value_model.resize_token_embeddings(len(WORDS) + 8)
+    value_model.save_pretrained(tmp_path / "wide")
+    output = tmp_path / "answers.jsonl"
+    with pytest.raises(ValueError, match=f"policy has {len(WORDS)} tokens, value model {len(WORDS) + 8}: both read"):
+        evaluate(config_of(files, output, value_model=str(tmp_path / "wide")))
+    assert not output.exists()
+
+
 def test_two_problems_of_one_task_id_are_refused_since_their_records_could_not_be_told_apart(files, tmp_path):
     row = json.loads(files.problems.read_text().splitlines()[0])
     problems = tmp_path / "problems.jsonl"

@@ -156,3 +156,31 @@ def test_folder_that_lacks_trunk_weights_is_refused(folders, tmp_path, load):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks \['model.layers.1.mlp.up_proj.weight'\].*random"):
         load(tmp_path, dtype=torch.float32)
+
+
+def test_value_model_that_lacks_trunk_weights_is_not_taken_for_a_policy(folders, tmp_path):
+    value_model_from_policy(folders["llama"], dtype=torch.float32).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks \['model.norm.weight'\], which would start from random.*whole"):
+        load_value_model(tmp_path, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("load", [load_policy, value_model_from_policy])
+def test_trunk_that_is_not_finite_is_refused(folders, tmp_path, load):
+    model = load_policy(folders["llama"], dtype=torch.float32)
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model.norm.weight hold NaN or Inf; did the run .* an earlier checkpoint"):
+        load(tmp_path, dtype=torch.float32)
+
+
+def test_output_head_that_is_not_finite_is_refused(folders, tmp_path):
+    model = load_policy(folders["llama"], dtype=torch.float32)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[0, 0] = float("inf")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lm_head.weight hold NaN or Inf"):
+        load_policy(tmp_path, dtype=torch.float32)

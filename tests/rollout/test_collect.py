@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from posttrain.data.audit import prepare
 from posttrain.data.rows import parse_trajectory
-from posttrain.data.sources import OnBadRow, read_rows
+from posttrain.data.sources import OnBadRow, RowsError, read_rows
 from posttrain.rollout.collect import CollectConfig, collect, collect_rows, stream_of
 from posttrain.rollout.tally import Tally
 from posttrain.rollout.transformers_engine import TransformersEngine
@@ -111,6 +112,18 @@ def test_summary_counts_the_rows_of_the_file(config):
     assert summary["n_cut_by_length"] == sum(row.finish_reason is FinishReason.LENGTH for row in rows)
     assert summary["n_correct"] + summary["n_wrong"] + summary["n_unparsed"] == 40
     assert summary["config"]["model"] == config.model
+
+
+def test_summary_names_the_tokenizer_so_that_rows_of_another_chat_template_are_refused(config, tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}={% endfor %}"
+    tokenizer.save_pretrained(config.model)
+    collect(replace(config, template="chat", limit=2))
+    rows = read_rows(config.output, parse_trajectory, on_bad_row=OnBadRow.ERROR)
+    limits = {"max_length": 64, "step_delimiters": (), "max_dropped_fraction": 0.0}
+    assert prepare(rows, tokenizer, **limits).audit.n_kept == 8
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(RowsError, match="rendered by the chat template of"):
+        prepare(rows, tokenizer, **limits)
 
 
 def test_tally_tells_solved_and_mixed_problems_apart(tokenizer):

@@ -199,3 +199,15 @@ def _preference(model: torch.nn.Module, chosen: dict[str, Any], rejected: dict[s
 def _history(run_dir: Path) -> list[dict[str, float]]:
     rows = read_metrics(run_dir / METRICS)
     return [{name: value for name, value in row.items() if name not in TIMING} for row in rows]
+
+
+def test_reference_of_another_vocabulary_is_refused_before_training(char_model: Path, tmp_path: Path) -> None:
+    policy = AutoModelForCausalLM.from_pretrained(char_model)
+    n_tokens = policy.config.vocab_size
+    policy.resize_token_embeddings(n_tokens + 8)
+    policy.save_pretrained(tmp_path / "wide")
+    data = _write(tmp_path / "rows.jsonl", *SIX_AND_SIX)
+    config = _config(char_model, data, tmp_path / "run", reference=str(tmp_path / "wide"))
+    with pytest.raises(ValueError, match=f"policy has {n_tokens} tokens, reference {n_tokens + 8}: it must be"):
+        train_dpo(config)
+    assert not (tmp_path / "run" / METRICS).exists()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -180,3 +182,25 @@ def _row(row_id: int) -> dict[str, object]:
         "reward": float(row_id % 2),
         "finish_reason": "stop",
     }
+
+
+@pytest.mark.parametrize(("key", "name"), [("reference", "reference"), ("value_model", "value model")])
+def test_networks_that_read_other_tokens_are_refused_before_any_row_is_read(
+    policy_folder: Path, tmp_path: Path, key: str, name: str
+) -> None:
+    # As many ids as the policy has, t4 and t5 swapped: the sizes of the models cannot tell.
+    other = shutil.copytree(policy_folder, tmp_path / "other")
+    text = (other / "tokenizer.json").read_text()
+    swapped = text.replace('"t4"', '"swap"').replace('"t5"', '"t4"').replace('"swap"', '"t5"')
+    (other / "tokenizer.json").write_text(swapped)
+    config = tiny_config(policy_folder, tmp_path / "run", train_data=["no such file.jsonl"], **{key: str(other)})
+    with pytest.raises(ValueError, match=rf"{name} .*other reads 2 ids as other .* policy \(first 4: 't5'"):
+        train_oreo(config)
+
+
+def test_a_row_without_an_action_is_refused_before_the_first_step(policy_folder: Path, tmp_path: Path) -> None:
+    rows = trajectories(4)
+    no_action = (False,) * len(rows[2].input_ids)
+    rows[2] = dataclasses.replace(rows[2], is_action=no_action, is_step_start=no_action)
+    with pytest.raises(ValueError, match="row 2: is_action is False on every token after the first"):
+        tiny_trainer(tiny_config(policy_folder, tmp_path), rows)
