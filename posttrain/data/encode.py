@@ -105,14 +105,16 @@ def _require_known_ids(row: TrajectoryRow, tokenizer: PreTrainedTokenizerBase) -
 
 
 def _require_rendered_prompt(row: TrajectoryRow, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Recorded ids beside a conversation start as the tokenizer renders it, to the first answer or as a whole."""
-    if isinstance(row.prompt, str):
+    """Recorded ids beside a conversation start as the tokenizer renders it, to the first answer or as a whole.
+
+    A tokenizer without a chat template renders nothing, and recorded ids need none: they pass.
+    """
+    if isinstance(row.prompt, str) or not tokenizer.chat_template:
         return
-    _require_chat_template(row, tokenizer)
     recorded = list((row.input_ids or ())[: row.action_spans[0][0]])
     n_before_answer = next((i for i, m in enumerate(row.prompt) if m.role == "assistant"), len(row.prompt))
     if any(
-        render_ids(row.prompt[:n], tokenizer, opens_turn=True) == recorded for n in {n_before_answer, len(row.prompt)}
+        render_ids(row.prompt[:n], tokenizer, opens_turn=True) == recorded for n in (n_before_answer, len(row.prompt))
     ):
         return
     raise RowError(

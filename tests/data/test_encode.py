@@ -183,6 +183,12 @@ def test_recorded_ids_beside_messages_are_kept_when_the_template_renders_them(ch
     assert encoded(columns, char_tokenizer).input_ids == tuple(CHAT_IDS)
 
 
+def test_recorded_ids_beside_messages_need_no_chat_template(char_tokenizer):
+    char_tokenizer.chat_template = None
+    columns = {"prompt": episode("hi"), "input_ids": CHAT_IDS, "action_spans": [[7, 9]]}
+    assert encoded(columns, char_tokenizer).input_ids == tuple(CHAT_IDS)
+
+
 def test_recorded_ids_of_another_chat_template_are_refused(char_tokenizer):
     char_tokenizer.chat_template = char_tokenizer.chat_template.replace("\\n", "|")
     message = refused({"prompt": episode("hi"), "input_ids": CHAT_IDS, "action_spans": [[7, 9]]}, char_tokenizer)
