@@ -3,28 +3,25 @@
     python evals/record.py runs/seed-0 runs/seed-1 runs/seed-2    copies what the tables are made of, then the tables
     python evals/record.py                                        only makes the tables anew
 
-Of the samples of a problem the first is kept: all of them are many megabytes, and the tables need what was chosen from
-them.
+Single samples are left out: they are many megabytes, and the tables need what was chosen from them, not them.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from posttrain.evaluation.records import append_records, load_run_records, read_records, split_method
 from posttrain.evaluation.run_folder import seed_folders
-from posttrain.evaluation.tables import summary_table
-from posttrain.schema import AnswerRecord
+from posttrain.evaluation.tables import Table, summary_table
+from posttrain.schema import Grade
 
 HERE = Path(__file__).resolve().parent
 STUDY = HERE / "quickstart"
 README = HERE.parent / "README.md"
-BEGIN, END = "<!-- quickstart table: python evals/record.py -->", "<!-- end of quickstart table -->"
-KEPT_DECODINGS = {"greedy", "sample", "majority", "best_of_n", "beam"}
-KEPT_BUDGETS = (1, 4, 16)
+BEGIN, END = "<!-- quickstart tables: python evals/record.py -->", "<!-- end of quickstart tables -->"
+SEARCHED = {("majority", 16), ("best_of_n", 4), ("best_of_n", 16), ("beam", 4), ("beam", 16)}  # of the OREO policy
 METRICS = ("sft", "rejection_sampling", "dpo", "oreo")
 
 
@@ -37,28 +34,35 @@ def record_run(run: Path, kept: Path) -> None:
         shutil.copy(run / stage / "metrics.jsonl", kept / stage / "metrics.jsonl")
     answers = kept / "answers.jsonl"
     answers.unlink(missing_ok=True)
-    append_records(answers, kept_records(read_records(run / "answers.jsonl")))
+    append_records(answers, [r for r in read_records(run / "answers.jsonl") if is_kept(r.method, r.budget)])
 
 
-def kept_records(records: Iterable[AnswerRecord]) -> list[AnswerRecord]:
-    """The tables' methods, with one record per problem and method."""
-    first: dict[tuple[str, str, int], AnswerRecord] = {}
-    for record in records:
-        if split_method(record.method)[1] in KEPT_DECODINGS and record.budget in KEPT_BUDGETS:
-            first.setdefault((record.method, record.task_id, record.budget), record)
-    return list(first.values())
+def is_kept(method: str, budget: int) -> bool:
+    policy, decoding = split_method(method)
+    return decoding == "greedy" or (policy == "oreo" and (decoding, budget) in SEARCHED)
 
 
-def quickstart_table() -> str:
-    """The README's table: every method kept, all seeds pooled, with intervals."""
-    return summary_table(load_run_records(seed_folders(STUDY)), start_method="sft/greedy").to_markdown()
+def quickstart_tables() -> str:
+    """The README's two tables: accuracy by seed, and every method kept with all seeds pooled and intervals."""
+    pooled = summary_table(load_run_records(seed_folders(STUDY)), start_method="sft/greedy").to_markdown()
+    return f"{seed_table()}\n{pooled}"
 
 
-def readme_with(table: str, text: str) -> str:
-    """`text` with what stands between the marks replaced by `table`."""
+def seed_table() -> str:
+    """Per cent solved by each method under each seed."""
+    by_seed = [load_run_records([folder]) for folder in seed_folders(STUDY)]
+    rows = []
+    for method, budget in by_seed[0]:
+        solved = [[record.grade is Grade.CORRECT for record in records[method, budget]] for records in by_seed]
+        rows.append((f"{method}, n = {budget}", *(f"{100 * sum(grades) / len(grades):.1f}" for grades in solved)))
+    return Table(("correct, %", *(f"seed {seed}" for seed in range(len(by_seed)))), tuple(rows)).to_markdown()
+
+
+def readme_with(tables: str, text: str) -> str:
+    """`text` with what stands between the marks replaced by `tables`."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    return f"{before}{BEGIN}\n{tables}\n{END}{after}"
 
 
 def main() -> None:
@@ -67,7 +71,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     for seed, run in enumerate(runs):
         record_run(run, STUDY / f"seed-{seed}")
-    README.write_text(readme_with(quickstart_table(), README.read_text(encoding="utf-8")), encoding="utf-8")
+    README.write_text(readme_with(quickstart_tables(), README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

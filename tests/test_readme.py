@@ -16,4 +16,4 @@ def test_readme_table_is_the_one_made_from_the_recorded_answers():
     spec.loader.exec_module(record)
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert record.BEGIN in readme
-    assert record.readme_with(record.quickstart_table(), readme) == readme
+    assert record.readme_with(record.quickstart_tables(), readme) == readme
