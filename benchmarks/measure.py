@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -48,6 +49,27 @@ def in_fresh_process(module: str, arguments: Sequence[str]) -> Any:
     if finished.returncode != 0:
         raise RuntimeError(f"{module} {' '.join(arguments)} ended with an error:\n{finished.stderr[-2000:]}")
     return json.loads(finished.stdout.splitlines()[-1])
+
+
+def read_arguments(description: str | None, *, measured: str) -> argparse.Namespace:
+    """--out and --rounds of a comparison, and --memory for the one of its `measured` that a fresh process runs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", nargs=2, metavar=(measured, "CASE"))
+    return parser.parse_args()
+
+
+def write_case(out: Path, result: Mapping[str, Any], table: str, *, n_new: int) -> None:
+    """Write the result so far and, beside it, its table; print the `n_new` last rows."""
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    out.with_suffix(".md").write_text(table + "\n")
+    print("\n".join(table.splitlines()[-n_new:]), flush=True)
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (headings, ["---"] * len(headings), *rows))
 
 
 def setting(packages: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ a fresh process per step (`--memory STEP CASE`): weights, reference, gradients, 
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from dataclasses import asdict
@@ -19,7 +18,15 @@ from typing import Any
 import torch
 
 from benchmarks.dpo_step.steps import Case, Step, our_step, trl_step
-from benchmarks.measure import in_fresh_process, interleaved, peak_growth_mib, setting
+from benchmarks.measure import (
+    in_fresh_process,
+    interleaved,
+    markdown,
+    peak_growth_mib,
+    read_arguments,
+    setting,
+    write_case,
+)
 
 MODULE = "benchmarks.dpo_step.run"
 CASES = [Case(n, 128, 2, 2, is_bf16) for n, is_bf16 in ((49_152, False), (151_936, False), (49_152, True))]
@@ -30,11 +37,7 @@ HEADINGS += ["peak / its peer", "loss", "gradient norm"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory", nargs=2, metavar=("STEP", "CASE"))
-    arguments = parser.parse_args()
+    arguments = read_arguments(__doc__, measured="STEP")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.memory:
@@ -46,9 +49,7 @@ def main() -> None:
         for index, case in enumerate(CASES):
             steps = _measure(index, case, Path(folder), arguments.rounds)
             result["cases"].append({"case": asdict(case), "steps": steps})
-            arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-            arguments.out.with_suffix(".md").write_text(table(result) + "\n")
-            print("\n".join(table(result).splitlines()[-len(STEPS) :]), flush=True)
+            write_case(arguments.out, result, table(result), n_new=len(STEPS))
 
 
 def _measure(index: int, case: Case, folder: Path, n_rounds: int) -> dict[str, dict[str, Any]]:
@@ -73,7 +74,7 @@ def _two_steps(name: str, case: Case, folder: Path) -> dict[str, float]:
 
 
 def table(result: dict[str, Any]) -> str:
-    rows = [HEADINGS, ["---"] * len(HEADINGS)]
+    rows: list[list[str]] = []
     for entry in result["cases"]:
         case, steps = entry["case"], entry["steps"]
         for name, step in steps.items():
@@ -91,7 +92,7 @@ def table(result: dict[str, Any]) -> str:
                     f"{step['grad_norm']:.5f}",
                 ]
             )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown(HEADINGS, rows)
 
 
 if __name__ == "__main__":

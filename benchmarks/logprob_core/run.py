@@ -8,18 +8,24 @@ by one call of the same program per method and case (`--memory METHOD CASE`), si
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.logprob_core.methods import Case, make_inputs, methods_of, step
-from benchmarks.measure import in_fresh_process, interleaved, peak_growth_mib, setting
+from benchmarks.measure import (
+    in_fresh_process,
+    interleaved,
+    markdown,
+    peak_growth_mib,
+    read_arguments,
+    setting,
+    write_case,
+)
 
 MODULE = "benchmarks.logprob_core.run"
 SIZES = ((49_152, 576), (151_936, 192))  # vocabulary and width: SmolLM2-135M's; Qwen2.5's vocabulary on a small body
@@ -33,11 +39,7 @@ HEADINGS += ["loss", "gradient norm"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory", nargs=2, metavar=("METHOD", "CASE"))
-    arguments = parser.parse_args()
+    arguments = read_arguments(__doc__, measured="METHOD")
     torch.set_num_threads(1)
     if arguments.memory:
         method, case = arguments.memory[0], CASES[int(arguments.memory[1])]
@@ -46,9 +48,7 @@ def main() -> None:
     result = {"setting": setting(["torch", "trl"]), "rounds": arguments.rounds, "cases": []}
     for index, case in enumerate(CASES):
         result["cases"].append({"case": asdict(case), "methods": _measure(index, case, arguments.rounds)})
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-        arguments.out.with_suffix(".md").write_text(table(result) + "\n")
-        print("\n".join(table(result).splitlines()[-len(methods_of(case)) :]), flush=True)
+        write_case(arguments.out, result, table(result), n_new=len(methods_of(case)))
 
 
 def _measure(index: int, case: Case, n_rounds: int) -> dict[str, dict[str, Any]]:
@@ -61,7 +61,7 @@ def _measure(index: int, case: Case, n_rounds: int) -> dict[str, dict[str, Any]]
 
 
 def table(result: dict[str, Any]) -> str:
-    rows = [HEADINGS, ["---"] * len(HEADINGS)]
+    rows: list[list[str]] = []
     for entry in result["cases"]:
         case, methods = entry["case"], entry["methods"]
         of_dense = methods["dense"]
@@ -81,7 +81,7 @@ def table(result: dict[str, Any]) -> str:
                     f"{method['grad_norm']:.6f}",
                 ]
             )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown(HEADINGS, rows)
 
 
 if __name__ == "__main__":
