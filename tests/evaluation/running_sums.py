@@ -13,9 +13,8 @@ import random
 from dataclasses import dataclass
 
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from posttrain.losses import dpo, total
 from posttrain.schema import EncodedTrajectory, PairValues, PathScores
@@ -64,12 +63,6 @@ def random_terms(rng: random.Random) -> tuple[int, ...]:
 def careless(rng: random.Random) -> Answer:
     slips = {k: rng.randrange(1, MODULUS) for k in range(N_TERMS - 1) if rng.random() < SLIP_RATE}
     return solve(random_terms(rng), rng.randrange(N_OPENINGS), slips)
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(" "), behavior="removed")
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
 
 
 def train_reference(*, n_steps: int, seed: int) -> LlamaForCausalLM:

@@ -16,15 +16,16 @@ from tests.evaluation.running_sums import (
     N_ACTIONS,
     N_OPENINGS,
     N_TERMS,
+    VOCABULARY,
     Answer,
     own_pairs,
     random_terms,
     sample,
     solve,
-    tokenizer,
     train_dpo,
     train_reference,
 )
+from tests.evaluation.tiny_policy import word_tokenizer
 
 BETA = 0.1
 N_ANSWERS = 200
@@ -53,7 +54,7 @@ def corrupted_answers(*, carries_on: bool, seed: int) -> list[Corrupted]:
 
 
 def credits_of(networks: Networks, corrupted: Sequence[Corrupted]) -> list[AnswerCredits]:
-    words = tokenizer()
+    words = word_tokenizer(VOCABULARY)
     return [
         answer_credits(item.answer.encoded(), networks, words, beta=BETA, where="made", is_rewarded=True)
         for item in corrupted

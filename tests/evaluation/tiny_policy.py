@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,9 +16,9 @@ WORDS = ("<pad>", "<eos>", "\n", "####", "0", "1", "2", "3", "a", "+1", "+2")
 STARTS = ("0 +1", "1 +2", "2 +1 +1", "3 +2", "0 +2 +2", "1 +1 +2 +1")  # of different lengths: batches are padded
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word; words are separated by one space, and a line break is a word."""
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
+def word_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
+    """One token per word, the first two <pad> and <eos>; words are separated by one space, a line break is a word."""
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(" "), behavior="removed")
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
 
