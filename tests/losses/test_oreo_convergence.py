@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from posttrain.losses import (
+    Objective,
     at_next_state,
     log_ratio,
     oreo_one_step,
@@ -24,6 +25,7 @@ from posttrain.losses import (
 from posttrain.schema import TokenValues
 from tests.tree_mdp import (
     BETA,
+    Tree,
     build_tree,
     build_two_turns,
     fit,
@@ -38,6 +40,18 @@ from tests.tree_mdp import (
 FITTED = {"rtol": 0, "atol": 1e-10}
 
 
+def descend(objective: Objective, tree: Tree, weight: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Policy and value tables where joint descent on an objective of OREO without KL ends, from random ones."""
+    logits, value = random_tables(15, seed)
+
+    def loss(logits: Tensor, value: Tensor) -> Tensor:
+        v = read_tables(tree.paths, logits.log_softmax(-1), tree.ref_logp, value)
+        return weighted_total(objective(v, beta=BETA, alpha=0.0), weight)
+
+    fit(loss, logits, value)
+    return logits.softmax(-1), value
+
+
 @pytest.mark.parametrize(
     ("is_terminal_only", "is_length_weight_undone"), [(True, False), (False, False), (True, True)]
 )
@@ -49,15 +63,9 @@ def test_joint_descent_reaches_the_soft_optimum_from_any_data_with_full_support(
     weight = random_weight(31, 10)
     if is_length_weight_undone:
         weight = weight * tree.paths.is_action.sum(-1)
-    logits, value = random_tables(15, 10)
-
-    def loss(logits: Tensor, value: Tensor) -> Tensor:
-        v = read_tables(tree.paths, logits.log_softmax(-1), tree.ref_logp, value)
-        return weighted_total(oreo_token(v, beta=BETA, alpha=0.0), weight)
-
-    fit(loss, logits, value)
+    policy, value = descend(oreo_token, tree, weight, 10)
     optimum = solve(tree)
-    assert_close(logits.softmax(-1), optimum.logp.exp(), **FITTED)
+    assert_close(policy, optimum.logp.exp(), **FITTED)
     assert_close(value, optimum.value, **FITTED)
     assert (optimum.logp.exp() - tree.ref_logp.exp()).abs().max() > 0.1  # there was something to learn
 
@@ -66,16 +74,10 @@ def test_response_level_descent_reaches_the_soft_optimum_and_every_value():
     # O4. Only first states move the policy; with full support the chain rule still fixes π at every token.
     tree = build_tree(11)
     weight = random_weight(31, 11)
-    logits, value = random_tables(15, 11)
-
-    def loss(logits: Tensor, value: Tensor) -> Tensor:
-        v = read_tables(tree.paths, logits.log_softmax(-1), tree.ref_logp, value)
-        return weighted_total(oreo_response(v, beta=BETA, alpha=0.0), weight)
-
-    fit(loss, logits, value)
+    policy, value = descend(oreo_response, tree, weight, 11)
     optimum = solve(tree)
     # One residual per row ties all its tokens together, so the same number of steps ends near 1e-10.
-    assert_close(logits.softmax(-1), optimum.logp.exp(), rtol=0, atol=1e-8)
+    assert_close(policy, optimum.logp.exp(), rtol=0, atol=1e-8)
     assert_close(value, optimum.value, rtol=0, atol=1e-8)
 
 
@@ -85,15 +87,9 @@ def test_one_step_descent_reaches_the_soft_optimum(is_terminal_only):
     # residual of every action to 0; then the path residual of the state before is its one-step residual; and so on.
     tree = build_tree(16, is_terminal_only=is_terminal_only)
     weight = random_weight(31, 16)
-    logits, value = random_tables(15, 16)
-
-    def loss(logits: Tensor, value: Tensor) -> Tensor:
-        v = read_tables(tree.paths, logits.log_softmax(-1), tree.ref_logp, value)
-        return weighted_total(oreo_one_step(v, beta=BETA, alpha=0.0), weight)
-
-    fit(loss, logits, value)
+    policy, value = descend(oreo_one_step, tree, weight, 16)
     optimum = solve(tree)
-    assert_close(logits.softmax(-1), optimum.logp.exp(), **FITTED)
+    assert_close(policy, optimum.logp.exp(), **FITTED)
     assert_close(value, optimum.value, **FITTED)
 
 
