@@ -48,6 +48,12 @@ VERBS = (
         function="posttrain.training.dpo:train_dpo",
     ),
     Verb(
+        "kto",
+        "Train the KTO baseline on rows that carry rewards, each called good or bad.",
+        config="posttrain.training.kto:KtoBaselineConfig",
+        function="posttrain.training.kto:train_kto",
+    ),
+    Verb(
         "collect",
         "Sample and grade answers to problems, and write them as rows that carry rewards.",
         config="posttrain.rollout.collect:CollectConfig",

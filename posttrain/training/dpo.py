@@ -154,7 +154,7 @@ def build_dpo_trainer(
 
 
 def _pair(better: TrajectoryRow, chosen: EncodedTrajectory, worse: TrajectoryRow, rejected: EncodedTrajectory) -> Pair:
-    chosen_start, rejected_start = _answer_start(better, chosen), _answer_start(worse, rejected)
+    chosen_start, rejected_start = answer_start(better, chosen), answer_start(worse, rejected)
     prompt = chosen.input_ids[:chosen_start]
     if rejected.input_ids[:rejected_start] != prompt:
         fault = f"has the task_id {better.task_id!r} of {better.where}, but other tokens before the answer"
@@ -166,9 +166,10 @@ def _pair(better: TrajectoryRow, chosen: EncodedTrajectory, worse: TrajectoryRow
     }
 
 
-def _answer_start(row: TrajectoryRow, encoded: EncodedTrajectory) -> int:
+def answer_start(row: TrajectoryRow, encoded: EncodedTrajectory) -> int:
+    """Where the answer begins, an index into input_ids. Raises RowError when it is not one stretch up to the end."""
     start = encoded.is_action.index(True)
     if not all(encoded.is_action[start:]):
-        fault = "has tokens after or between its actions; DPO compares two answers, each of one stretch"
+        fault = "has tokens after or between its actions; this baseline takes answers of one stretch"
         raise RowError([f"{row.where}: action_spans: {fault}"])
     return start

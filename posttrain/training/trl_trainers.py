@@ -1,11 +1,11 @@
-"""trl's SFT and DPO trainers with safe checkpoints, trained on token ids that our data layer has made."""
+"""trl's SFT, DPO and KTO trainers with safe checkpoints, trained on token ids that our data layer has made."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from datasets import Dataset
-from trl import DPOTrainer, SFTTrainer  # pyright: ignore[reportPrivateImportUsage] - trl's public path, without __all__
+from trl import DPOTrainer, KTOTrainer, SFTTrainer  # pyright: ignore[reportPrivateImportUsage] - public, no __all__
 
 from posttrain.training.safe_checkpointing import SafeCheckpointing
 
@@ -38,7 +38,26 @@ class DpoTrainer(TrlAverages, DPOTrainer):
     """
 
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
-        expected = {"prompt_ids", "chosen_ids", "rejected_ids"}
-        if not expected <= set(dataset.column_names):
-            raise ValueError(f"the {dataset_name} rows have {dataset.column_names}, expected {sorted(expected)}")
+        _require_columns(dataset, dataset_name, {"prompt_ids", "chosen_ids", "rejected_ids"})
         return dataset
+
+
+class KtoTrainer(TrlAverages, KTOTrainer):
+    """trl's KTOTrainer on rows of `prompt_ids`, `completion_ids` and `label`, as the DpoTrainer above."""
+
+    def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
+        _require_columns(dataset, dataset_name, {"prompt_ids", "completion_ids", "label"})
+        if not self.calculate_KL:
+            return dataset
+        return dataset.map(_mismatch, batched=True, batch_size=args.per_device_train_batch_size)
+
+
+def _mismatch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Each prompt of a batch with the answer to the prompt before it: KTO's estimate of KL(π‖π_ref)."""
+    answers = batch["completion_ids"]
+    return {**batch, "KL_completion_ids": [*answers[-1:], *answers[:-1]]}
+
+
+def _require_columns(dataset: Dataset, name: str, expected: set[str]) -> None:
+    if not expected <= set(dataset.column_names):
+        raise ValueError(f"the {name} rows have {dataset.column_names}, expected {sorted(expected)}")
