@@ -39,12 +39,16 @@ class VllmEngine:
         self, model_path: str | Path, *, dtype: str, max_model_len: int | None = None, memory_share: float = 0.9
     ) -> None:
         self._vllm = _import_vllm()
+        is_cpu = _is_cpu()
         self._llm = self._vllm.LLM(
             model=str(model_path),
             dtype=dtype,
             max_model_len=max_model_len,
             gpu_memory_utilization=memory_share,
-            kv_cache_memory_bytes=CPU_CACHE_BYTES if self._vllm.platforms.current_platform.is_cpu() else None,
+            kv_cache_memory_bytes=CPU_CACHE_BYTES if is_cpu else None,
+            # With it, a seeded request whose prompt is split over two batches ends vLLM 0.32 on a CPU: it then winds
+            # the request's random generator back, which torch's CPU generator cannot do.
+            enable_chunked_prefill=False if is_cpu else None,
             logprobs_mode="raw_logprobs",  # of the logits before temperature, top-k and top-p
             enable_prefix_caching=True,  # the n samples of a prompt are n requests and share its prefill
         )
@@ -107,6 +111,12 @@ def _sample_of(output: vllm.outputs.CompletionOutput) -> Sample:
         finish_reason=FinishReason(output.finish_reason),
         stop_string=output.stop_reason if isinstance(output.stop_reason, str) else None,
     )
+
+
+def _is_cpu() -> bool:
+    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports] - an extra
+
+    return current_platform.is_cpu()
 
 
 def _import_vllm():

@@ -18,6 +18,7 @@ from posttrain.rollout.vllm_engine import VllmEngine
 from posttrain.sampling import SamplingEngine, SamplingParams
 
 PROMPTS = ["1+2=", "ab12", "9*9-", "3", "#### 12", "abcabc", "0000", "5-5+5"]
+CROWD = [f"{i:03d}" + "+" * 100 for i in range(60)]  # 6,000 tokens and more: vLLM prefills them in several batches
 CASES = {
     "greedy": (SamplingParams(max_new_tokens=24, temperature=0.0, seed=0), 1),
     "stop": (SamplingParams(max_new_tokens=60, temperature=1.0, seed=3, stop=("4", "\n", "ab")), 4),
@@ -50,6 +51,16 @@ def main(folder: str, output: str, dtype: str) -> None:
     results["vllm"] = run_cases(served, prompts)
     results["vllm_one_by_one"] = [
         asdict(served.sample([prompt], CASES["sampled"][0], 1, streams=[i])[0][0]) for i, prompt in enumerate(prompts)
+    ]
+    crowd = [tokenizer(text).input_ids for text in CROWD]
+    sampled = served.sample(crowd, CASES["sampled"][0], 1)
+    results["vllm_crowd"] = [sample.token_ids for (sample,) in sampled]
+    results["vllm_crowd_by_tens"] = [
+        sample.token_ids
+        for start in range(0, len(crowd), 10)
+        for (sample,) in served.sample(
+            crowd[start : start + 10], CASES["sampled"][0], 1, streams=range(start, start + 10)
+        )
     ]
     results["dense"] = {
         case: [
