@@ -96,6 +96,12 @@ VERBS = (
         function="posttrain.quickstart:run_quickstart",
     ),
     Verb(
+        "iterate",
+        "Sample, learn from the samples, sample again: rounds of OREO or of rejection sampling.",
+        config="posttrain.iterate:IterateConfig",
+        function="posttrain.iterate:iterate",
+    ),
+    Verb(
         "doctor",
         "Check this machine: versions, broken installs, GPU, disk, threads; says the fix.",
         config="posttrain.environment:DoctorConfig",

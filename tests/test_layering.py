@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("search",),
     ("rollout",),  # evaluation and serving sample through its engines
     ("training", "evaluation", "serve"),
-    ("quickstart",),
+    ("quickstart", "iterate"),
     ("cli",),
     ("__main__",),
 )
