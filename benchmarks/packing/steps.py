@@ -5,7 +5,6 @@ Both start from the same weights and see the same batch, so losses and gradient 
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,12 +31,12 @@ Step = Callable[[], dict[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A Llama with the layers of SmolLM2-135M: width 576, 9 heads on 3 key heads, an MLP of 1,536; tied embeddings."""
+    """A Llama of SmolLM2-135M's proportions: three query heads to a key head, an MLP of 8/3 widths, tied embeddings."""
 
     n_vocabulary: int
+    width: int  # a multiple of 192
     n_layers: int
     n_rows: int
-    is_bf16: bool  # autocast on float32 weights
 
 
 def oreo_step(case: Case, *, is_packed: bool) -> Step:
@@ -45,12 +44,9 @@ def oreo_step(case: Case, *, is_packed: bool) -> Step:
     batch = TokenBatch(**collate(make_rows(case), pad_id=0, states=StateLevel.TOKEN))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True)
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16) if case.is_bf16 else contextlib.nullcontext()
 
     def step() -> dict[str, float]:
-        with autocast:
-            terms = oreo_token(token_values(model, batch), beta=BETA, alpha=ALPHA)
-        loss = total(terms, {"sequence": case.n_rows})
+        loss = total(oreo_token(token_values(model, batch), beta=BETA, alpha=ALPHA), {"sequence": case.n_rows})
         loss.backward()
         norm = nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -65,18 +61,18 @@ def make_networks(case: Case, *, is_packed: bool) -> ActorCritic:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=case.n_vocabulary,
-        hidden_size=576,
-        intermediate_size=1536,
+        hidden_size=case.width,
+        intermediate_size=8 * case.width // 3,
         num_hidden_layers=case.n_layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
+        num_attention_heads=case.width // 64,
+        num_key_value_heads=case.width // 192,
         tie_word_embeddings=True,
         num_labels=1,
     )
     policy = LlamaForCausalLM(config)
     reference = frozen_copy(policy)
     value = LlamaForSequenceClassification(config)
-    value.score = ValueHead(0.02 * torch.randn(1, config.hidden_size))
+    value.score = ValueHead(0.02 * torch.randn(1, case.width))
     with torch.no_grad():
         for weight in policy.parameters():
             weight.add_(1e-3 * torch.randn_like(weight))
