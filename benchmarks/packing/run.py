@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python -m benchmarks.packing.run --out benchmarks/packing/results/cpu.json
 
-writes the result and, beside it, a Markdown table of it. Steps are interleaved in one process and timed in CPU seconds of
-their one thread; peak memory is that of a fresh process per step (`--memory STEP CASE`): weights, reference, gradients,
-optimiser state and two steps.
+writes the result and, beside it, a Markdown table of it. Steps are interleaved in one process and timed in CPU seconds
+of their one thread; peak memory is that of a fresh process per step (`--memory STEP CASE`): weights, reference,
+gradients, optimiser state and two steps.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ Step = Callable[[], dict[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A Llama of SmolLM2-135M's proportions: three query heads to a key head, an MLP of 8/3 widths, tied embeddings."""
+    """A Llama of SmolLM2's proportions: three query heads to a key head, an MLP of 8/3 widths, tied embeddings."""
 
     n_vocabulary: int
     width: int  # a multiple of 192
