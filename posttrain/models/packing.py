@@ -38,8 +38,8 @@ def packed_hidden(model: PreTrainedModel, input_ids: Tensor, is_token: Tensor) -
     implementation = model.config._attn_implementation
     if implementation not in (PER_ROW, *VARLEN):
         raise ValueError(
-            f"the attention of {type(model).__name__} is {implementation!r}, with which packed rows would see each "
-            f"other; needed {PER_ROW!r} or one of {', '.join(VARLEN)}: call use_packed_attention(model) first"
+            f"the attention of {type(model).__name__} is {implementation!r}, which cannot be told where packed rows "
+            f"end; needed {PER_ROW!r} or one of {', '.join(VARLEN)}: call use_packed_attention(model) first"
         )
     lengths = is_token.sum(-1).tolist()
     positions = torch.arange(is_token.shape[1], device=is_token.device).expand_as(is_token)

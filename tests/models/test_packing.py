@@ -188,7 +188,9 @@ def test_padded_batches_and_generation_go_on_as_before(folders, tmp_path):
 
 def test_a_model_that_was_not_prepared_is_refused(folders):
     model, b = load_policy(folders["llama"], dtype=torch.float32), rows()
-    with pytest.raises(ValueError, match=r"'sdpa', with which packed rows would see each other.*use_packed_attention"):
+    with pytest.raises(
+        ValueError, match=r"is 'sdpa', which cannot be told where packed rows end.*use_packed_attention"
+    ):
         packed_hidden(model, b.input_ids, b.is_token)
 
 
