@@ -39,6 +39,11 @@ class EncodedDataset(Dataset[EncodedTrajectory]):
     def __getitem__(self, index: int) -> EncodedTrajectory:
         return self.rows[index]
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row, prompt included."""
+        return [len(row.input_ids) for row in self.rows]
+
 
 def collate(encoded: Sequence[EncodedTrajectory], *, pad_id: int, states: StateLevel) -> dict[str, Tensor]:
     """The fields of a TokenBatch: state t is the prefix ids[:, : t + 1], its action the token ids[:, t + 1]."""

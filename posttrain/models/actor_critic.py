@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.models.logprobs import score_chosen, score_tokens
+from posttrain.models.packing import HiddenStates, padded_hidden
 from posttrain.models.value import values_at_every_position
 from posttrain.schema import PathScores, TokenBatch, TokenValues
 
@@ -21,7 +22,13 @@ class ActorCritic(nn.Module):
     """
 
     def __init__(
-        self, policy: PreTrainedModel, value: PreTrainedModel, reference: PreTrainedModel, *, chunk_size: int
+        self,
+        policy: PreTrainedModel,
+        value: PreTrainedModel,
+        reference: PreTrainedModel,
+        *,
+        chunk_size: int,
+        hidden_states: HiddenStates = padded_hidden,
     ) -> None:
         super().__init__()
         require_same_vocabulary(policy, reference, "reference", "it must be the model that the policy started from")
@@ -30,6 +37,7 @@ class ActorCritic(nn.Module):
         self.value = value
         self.reference = reference.requires_grad_(False).eval()
         self.chunk_size = chunk_size
+        self.hidden_states = hidden_states
         self.config = policy.config  # engines and Trainer look for it here
         # FSDP2 shards these layers one by one; without the names it would gather all three networks at once.
         self._no_split_modules = sorted({*(policy._no_split_modules or ()), *(value._no_split_modules or ())})
@@ -53,9 +61,9 @@ class ActorCritic(nn.Module):
         Raises ValueError when a row is padded on the left or in the middle.
         """
         _require_right_padding(is_token)
-        hidden = _last_hidden(self.policy, input_ids, is_token)
+        hidden = self.hidden_states(self.policy, input_ids, is_token)
         with torch.no_grad():
-            ref_hidden = _last_hidden(self.reference, input_ids, is_token)
+            ref_hidden = self.hidden_states(self.reference, input_ids, is_token)
         scored = score_tokens(
             hidden[:, :-1][is_action],
             self.policy.get_output_embeddings(),
@@ -64,7 +72,7 @@ class ActorCritic(nn.Module):
             input_ids[:, 1:][is_action],
             chunk_size=self.chunk_size,
         )
-        value = values_at_every_position(self.value, input_ids, is_token)[:, :-1]
+        value = values_at_every_position(self.value, input_ids, is_token, hidden_states=self.hidden_states)[:, :-1]
         return {
             "logp": _scatter(scored.logp, is_action),
             "ref_logp": _scatter(scored.ref_logp, is_action),
@@ -82,7 +90,12 @@ def token_values(model: nn.Module, batch: TokenBatch) -> TokenValues:
 
 @torch.no_grad()
 def path_scores(
-    policy: PreTrainedModel, reference: PreTrainedModel, batch: TokenBatch, *, chunk_size: int
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    batch: TokenBatch,
+    *,
+    chunk_size: int,
+    hidden_states: HiddenStates = padded_hidden,
 ) -> PathScores:
     """What two networks say about paths, for a reader: no value, no gradient. 0 where nothing was chosen.
 
@@ -92,7 +105,7 @@ def path_scores(
     _require_right_padding(batch.is_token)
     logp, ref_logp = (
         score_chosen(
-            _last_hidden(model, batch.input_ids, batch.is_token)[:, :-1][batch.is_action],
+            hidden_states(model, batch.input_ids, batch.is_token)[:, :-1][batch.is_action],
             model.get_output_embeddings(),
             batch.input_ids[:, 1:][batch.is_action],
             chunk_size=chunk_size,
@@ -117,11 +130,6 @@ def _require_right_padding(is_token: Tensor) -> None:
             f"rows {rows} of the batch have padding before a token; needed right-padded rows (a TokenBatch is): "
             "was the tokenizer's padding_side 'left'?"
         )
-
-
-def _last_hidden(model: PreTrainedModel, input_ids: Tensor, is_token: Tensor) -> Tensor:
-    trunk = getattr(model, model.base_model_prefix)
-    return trunk(input_ids=input_ids, attention_mask=is_token.long(), use_cache=False).last_hidden_state
 
 
 def _scatter(scored: Tensor, is_action: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.utils.hub import cached_file
 
 from posttrain.models.loading import VALUE_HEAD, no_load_report, own_memory, require_finite, switch_dropout_off
+from posttrain.models.packing import HiddenStates, padded_hidden
 from posttrain.pretrained import require_model_path
 
 
@@ -89,11 +90,11 @@ def load_value_model(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel
     return model
 
 
-def values_at_every_position(model: nn.Module, input_ids: Tensor, is_token: Tensor) -> Tensor:
+def values_at_every_position(
+    model: PreTrainedModel, input_ids: Tensor, is_token: Tensor, *, hidden_states: HiddenStates = padded_hidden
+) -> Tensor:
     """V of each prefix ids[:, : t + 1], [B, L] float32; positions on padding hold no meaning."""
-    trunk = getattr(model, model.base_model_prefix)
-    hidden = trunk(input_ids=input_ids, attention_mask=is_token.long(), use_cache=False).last_hidden_state
-    return model.score(hidden).squeeze(-1)
+    return model.score(hidden_states(model, input_ids, is_token)).squeeze(-1)
 
 
 def _require_score_layer(model: PreTrainedModel) -> None:

@@ -19,6 +19,7 @@ from posttrain.data.tokenizer_card import require_same_tokens
 from posttrain.losses import oreo_response, oreo_step, oreo_token
 from posttrain.models.actor_critic import ActorCritic, token_values
 from posttrain.models.lora import add_lora
+from posttrain.models.packing import packed_hidden, padded_hidden, use_packed_attention
 from posttrain.models.policy import load_policy
 from posttrain.models.value import load_value_model, value_model_from_policy
 from posttrain.pretrained import load_tokenizer
@@ -76,7 +77,10 @@ def read_trajectories(
 
 
 def load_networks(config: OreoConfig) -> ActorCritic:
-    """Policy, value model and frozen reference, each from its own folder or Hub id, in the dtype of the config."""
+    """Policy, value model and frozen reference, each from its own folder or Hub id, in the dtype of the config.
+
+    Raises ValueError for networks that `padding_free` cannot pack.
+    """
     dtype = getattr(torch, config.dtype)
     if config.value_model is None:
         value = value_model_from_policy(config.model, dtype=dtype)
@@ -85,11 +89,17 @@ def load_networks(config: OreoConfig) -> ActorCritic:
     if config.value_lora_rank > 0:
         alpha = config.value_lora_rank if config.value_lora_alpha is None else config.value_lora_alpha
         add_lora(value, rank=config.value_lora_rank, alpha=alpha, seed=config.seed)
+    policy = load_policy(config.model, dtype=dtype)
+    reference = load_policy(config.reference or config.model, dtype=dtype)
+    if config.padding_free:
+        for network in (policy, value, reference):
+            use_packed_attention(network)
     return ActorCritic(
-        policy=load_policy(config.model, dtype=dtype),
+        policy=policy,
         value=value,
-        reference=load_policy(config.reference or config.model, dtype=dtype),
+        reference=reference,
         chunk_size=config.log_prob_chunk_size,
+        hidden_states=packed_hidden if config.padding_free else padded_hidden,
     )
 
 

@@ -85,6 +85,14 @@ class OreoConfig(RunConfig, TrainingArguments):
     value_max_grad_norm: float | None = field(
         default=1.0, metadata={"help": "Clip the value's gradient to this L2 norm; null: never.", "group": "optimizer"}
     )
+    padding_free: bool = field(
+        default=False,
+        metadata={
+            "help": "Lay the rows of a batch end to end instead of padding them: the same loss, no work on padding. "
+            "Needs full causal attention.",
+            "group": "memory",
+        },
+    )
     log_prob_chunk_size: int = field(
         default=1024,
         metadata={"help": "Positions whose logits exist at a time; lower saves memory.", "group": "memory"},

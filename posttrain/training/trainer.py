@@ -17,12 +17,14 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
+from posttrain.data.collate import EncodedDataset
 from posttrain.losses import Counts, Objective, Term, total
 from posttrain.training.averages import TermAverages
 from posttrain.training.guards import FiniteGuard
+from posttrain.training.length_groups import LengthGroupedOrder
 from posttrain.training.network_files import load_network, save_network
 from posttrain.training.optimizer import (
     AdamWSettings,
@@ -129,6 +131,14 @@ class ObjectiveTrainer(SafeCheckpointing):
         loss = (total(terms, self._counts) + _dormant(terms)) * self.accelerator.num_processes
         self._backward(loss)
         return loss.detach()
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, EncodedDataset):
+            return super()._get_train_sampler(train_dataset)
+        group_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroupedOrder(dataset.lengths, group_size=group_size, seed=seed)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages of the terms and the gradient norms of the last step to a training log."""

@@ -158,6 +158,22 @@ def test_two_processes_under_zero3_give_the_lora_critic_of_one(policy: Path, tmp
             torch.testing.assert_close(here[name], weight, rtol=0, atol=WEIGHTS_ATOL)
 
 
+@pytest.mark.parametrize("engine", ["ddp", "zero3", "fsdp2"])
+def test_two_processes_on_packed_rows_give_the_losses_of_one_on_padded_rows(
+    engine: str, policy: Path, tmp_path: Path, one_process: Run
+) -> None:
+    if engine.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install posttrain[deepspeed]")
+    finished = _start(engine, policy, tmp_path, batch_size=2, padding_free=True)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    packed = _read(tmp_path)
+    assert packed.result["engine"] == ENGINES[engine]
+    for name in ("loss", "loss/value", "loss/policy", "loss/kl_ref"):
+        for step, (here, there) in enumerate(zip(packed.column(name), one_process.column(name), strict=True)):
+            rtol = FIRST_STEP_RTOL if step == 0 else LATER_STEPS_RTOL
+            assert math.isclose(here, there, rel_tol=rtol, abs_tol=rtol), (name, step, here, there)
+
+
 def _start(
     engine: str,
     policy: Path,
