@@ -11,11 +11,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations.deepspeed import (
-    is_deepspeed_zero3_enabled,
-    set_hf_deepspeed_config,
-    unset_hf_deepspeed_config,
-)
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from posttrain.data.collate import StateLevel, collate
 from posttrain.data.tokenizer_card import tokenizer_card
@@ -161,4 +157,4 @@ def _whole_weights(config: OreoConfig) -> Iterator[None]:
     try:
         yield
     finally:
-        set_hf_deepspeed_config(config.deepspeed_plugin.hf_ds_config)
+        config.deepspeed_plugin.set_deepspeed_weakref()  # what transformers asks is back as accelerate had set it
