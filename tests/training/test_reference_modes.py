@@ -102,6 +102,7 @@ def test_cached_run_holds_no_reference_body(policy_folder, tmp_path, source):
 
 @pytest.mark.parametrize("is_checkpointing", [False, True])
 def test_adapters_off_is_a_live_copy_of_the_base_bit_for_bit(policy_folder, tmp_path, is_checkpointing):
+    pytest.importorskip("peft", reason="peft is not installed: pip install posttrain[peft]")
     changes = {**LORA, "alpha": 0.2, "alpha_forward": 0.1, "gradient_checkpointing": is_checkpointing}
     live = finished(policy_folder, tmp_path / "live", trajectories(24), **changes)
     off = finished(policy_folder, tmp_path / "off", trajectories(24), reference_from="adapters_off", **changes)
@@ -137,6 +138,7 @@ def test_lora_policy_moves_adapters_alone_and_is_saved_as_a_plain_causal_lm(poli
 
 
 def test_a_run_with_adapters_off_goes_on_from_a_checkpoint_as_if_never_stopped(policy_folder, tmp_path):
+    pytest.importorskip("peft", reason="peft is not installed: pip install posttrain[peft]")
     changes = {**LORA, "reference_from": "adapters_off", "save_strategy": "steps", "save_steps": 3}
     unbroken = finished(policy_folder, tmp_path, trajectories(24), **changes)
     config = tiny_config(policy_folder, tmp_path / "resumed", max_steps=6, **changes)
