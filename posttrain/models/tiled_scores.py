@@ -172,13 +172,13 @@ def _form_again(
     logp_grad, kl_grad, kl_forward_grad = grads
     if logp_grad is None:
         logp_grad = torch.zeros(len(chosen), dtype=full_dtype(policy.hidden), device=chosen.device)
-    is_beside = reference is not None and not (kl_grad is None and kl_forward_grad is None)
+    beside = None if kl_grad is None and kl_forward_grad is None else reference
     hidden_grad = torch.zeros_like(policy.hidden, dtype=logp_grad.dtype)
     weight_grad = torch.empty_like(policy.weight)
     bias_grad = None if policy.bias is None else torch.empty_like(policy.bias)
     for columns in tiles(len(policy.weight), n_columns):
-        ref_z = reference.logits(columns) if is_beside else None
-        z_grad = _logit_grad(policy.logits(columns), ref_z, sums, (logp_grad, kl_grad, kl_forward_grad))
+        ref_z = None if beside is None else beside.logits(columns)
+        z_grad = _logit_grad(policy.logits(columns), ref_z, sums, logp_grad, (kl_grad, kl_forward_grad))
         is_inside, column = locate(chosen, columns)
         add_at(z_grad, column, torch.where(is_inside, logp_grad, 0))
         product = z_grad.to(policy.hidden.dtype)
@@ -190,14 +190,18 @@ def _form_again(
 
 
 def _logit_grad(
-    z: Tensor, ref_z: Tensor | None, sums: Sequence[Tensor | None], grads: tuple[Tensor, Tensor | None, Tensor | None]
+    z: Tensor,
+    ref_z: Tensor | None,
+    sums: Sequence[Tensor | None],
+    logp_grad: Tensor,
+    kl_grads: Sequence[Tensor | None],
 ) -> Tensor:
     """∂loss/∂z of a tile [N, C], without what the chosen token has more than the others; z and z' are overwritten."""
     log_total, mean_gap, ref_log_total = (None if x is None else x[:, None] for x in sums)
-    logp_grad, kl_grad, kl_forward_grad = (None if x is None else x[:, None] for x in grads)
-    slope = -logp_grad
+    kl_grad, kl_forward_grad = (None if x is None else x[:, None] for x in kl_grads)
+    slope = -logp_grad[:, None]
     if ref_z is not None and kl_grad is not None:
-        slope = (z - ref_z).sub_(mean_gap).mul_(kl_grad).sub_(logp_grad)
+        slope = (z - ref_z).sub_(mean_gap).mul_(kl_grad).sub_(logp_grad[:, None])
     p = z.sub_(log_total).exp_()
     if ref_z is None or kl_forward_grad is None:
         return p.mul_(slope)

@@ -142,7 +142,7 @@ def _score_batch(reference: PreTrainedModel, rows: Sequence[EncodedTrajectory], 
     with torch.autocast(config.device.type, torch.bfloat16, enabled=config.bf16):
         hidden, head = action_states(reference, batch), reference.get_output_embeddings()
         if config.reference_from is ReferenceFrom.CACHED_HIDDEN:
-            return hidden.to(torch.bfloat16 if config.bf16 else head.weight.dtype)
+            return hidden.to(torch.bfloat16 if config.bf16 else getattr(torch, config.dtype))
         chosen = batch.input_ids[:, 1:][batch.is_action]
         return score_chosen(hidden, head, chosen, chunk_size=config.log_prob_chunk_size).logp
 
@@ -150,11 +150,12 @@ def _score_batch(reference: PreTrainedModel, rows: Sequence[EncodedTrajectory], 
 @contextmanager
 def _whole_weights(config: OreoConfig) -> Iterator[None]:
     """Load a network whole: under ZeRO-3 each process would get a share, which only the engine can gather."""
-    if not is_deepspeed_zero3_enabled():
+    plugin = config.deepspeed_plugin
+    if plugin is None or not is_deepspeed_zero3_enabled():
         yield
         return
     unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        config.deepspeed_plugin.set_deepspeed_weakref()  # what transformers asks is back as accelerate had set it
+        plugin.set_deepspeed_weakref()  # what transformers asks is back as accelerate had set it
