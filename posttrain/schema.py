@@ -137,6 +137,9 @@ class TokenBatch:
     )
     reward: Tensor  # [B, T] float32, r(s_t, a_t)
     row_id: Tensor  # [B] int64
+    # What a reference that was run before said in the N states with an action, row after row; None where it runs now.
+    ref_logp: Tensor | None = None  # [N] log pi_ref(a_t | s_t), float32
+    ref_hidden: Tensor | None = None  # [N, D] its final hidden states, whose head gives the exact KL
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,7 @@ class TokenValues:
 
     logp: Tensor  # [B, T] log pi(a_t | s_t), float32, with gradient
     ref_logp: Tensor  # [B, T] log pi_ref(a_t | s_t), float32, no gradient
-    kl: Tensor  # [B, T] exact KL(pi || pi_ref) at s_t over the vocabulary, >= 0, with gradient
+    kl: Tensor | None  # [B, T] exact KL(pi || pi_ref) at s_t, >= 0, with gradient; None with log pi_ref alone
     entropy: Tensor  # [B, T] entropy of pi(. | s_t), no gradient
     value: Tensor  # [B, T] V(s_t), float32, with gradient to the value network only
     reward: Tensor  # [B, T] r(s_t, a_t)

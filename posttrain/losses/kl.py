@@ -45,7 +45,15 @@ def kl_k3(log_ratio: Tensor) -> Tensor:
 
 
 def kl_to_reference(v: TokenValues, *, alpha: float) -> tuple[Term, ...]:
-    """α · KL(π‖π_ref), exact over the vocabulary, each sequence the mean over its actions. Moves the policy."""
+    """α · KL(π‖π_ref), exact over the vocabulary, each sequence the mean over its actions. Moves the policy.
+
+    Raises ValueError when v.kl is None: the forward knew only the reference's log-probs of the chosen tokens.
+    """
+    if v.kl is None:
+        raise ValueError(
+            f"kl is None and its weight alpha {alpha}, needs exact KL(pi || pi_ref) [B, T]: stored log-probs of the "
+            "reference cannot give it; store its hidden states, run it, or set alpha to 0"
+        )
     return (Term("kl_ref", per_sequence_mean(v.kl, v.is_action), "sequence", coef=alpha),)
 
 

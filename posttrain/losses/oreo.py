@@ -22,6 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from posttrain.losses.kl import kl_to_reference
 from posttrain.losses.paths import (
     at_next_state,
     first_state,
@@ -126,10 +127,15 @@ def _joint(
     return (
         _critic(v, rho, beta),
         Term("policy", _mean_square(delta, is_taken), "sequence"),
-        Term("kl_ref", per_sequence_mean(v.kl, v.is_action), "sequence", coef=alpha),
+        *_exact_kl(v, alpha),
         Term("beta_eff", _row_temperature(v, is_taken, beta, alpha), "sequence", coef=0.0),
         *_metrics(v, rho, beta),
     )
+
+
+def _exact_kl(v: TokenValues, alpha: float) -> tuple[Term, ...]:
+    """With alpha 0 the KL is a metric, which may be missing where the reference gave log-probs alone."""
+    return () if v.kl is None and alpha == 0.0 else kl_to_reference(v, alpha=alpha)
 
 
 def _row_temperature(v: TokenValues, is_taken: Tensor, beta: float, alpha: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from transformers import PreTrainedModel
 
 from posttrain.models.logprobs import score_chosen, score_tokens
 from posttrain.models.packing import HiddenStates, padded_hidden
+from posttrain.models.reference import ReferenceFrom, adapters_off, require_adapters
 from posttrain.models.value import values_at_every_position
 from posttrain.schema import PathScores, TokenBatch, TokenValues
 
 
 class ActorCritic(nn.Module):
-    """Three separate networks (the paper's form): a trained policy, a trained value model, a frozen reference.
+    """A trained policy, a trained value model and a reference: a frozen network by default (the paper's form).
 
     Everything runs inside `forward`, because DDP, DeepSpeed and FSDP2 hook a module's forward and nothing else.
     It returns a dict of tensors, the one container that all of those engines look into.
@@ -25,26 +27,35 @@ class ActorCritic(nn.Module):
         self,
         policy: PreTrainedModel,
         value: PreTrainedModel,
-        reference: PreTrainedModel,
+        reference: PreTrainedModel | nn.Linear | None,
         *,
         chunk_size: int,
+        reference_from: ReferenceFrom = ReferenceFrom.LIVE,
+        has_kl_forward: bool = False,
         hidden_states: HiddenStates = padded_hidden,
     ) -> None:
+        """`reference` is a network if live, the output head for cached hidden states, and otherwise None.
+
+        With `has_kl_forward` the exact KL(reference || policy) is computed too, for `kl_from_reference`.
+        """
         super().__init__()
-        require_same_vocabulary(policy, reference, "reference", "it must be the model that the policy started from")
         require_same_vocabulary(policy, value, "value model", "both read the same token ids")
+        _check_reference(policy, reference, reference_from)
         self.policy = policy
         self.value = value
-        self.reference = reference.requires_grad_(False).eval()
+        self.reference = None if reference is None else reference.requires_grad_(False).eval()
+        self.reference_from = reference_from
         self.chunk_size = chunk_size
         self.hidden_states = hidden_states
+        self.has_kl_forward = has_kl_forward
         self.config = policy.config  # engines and Trainer look for it here
         # FSDP2 shards these layers one by one; without the names it would gather all three networks at once.
         self._no_split_modules = sorted({*(policy._no_split_modules or ()), *(value._no_split_modules or ())})
 
     def train(self, mode: bool = True) -> ActorCritic:
         super().train(mode)
-        self.reference.eval()
+        if self.reference is not None:
+            self.reference.eval()
         return self
 
     def gradient_checkpointing_enable(self, **settings: Any) -> None:
@@ -55,37 +66,78 @@ class ActorCritic(nn.Module):
         self.policy.gradient_checkpointing_enable(**settings)
         self.value.gradient_checkpointing_enable(**settings)
 
-    def forward(self, input_ids: Tensor, is_token: Tensor, is_action: Tensor) -> dict[str, Tensor]:
-        """Tokens and masks of a TokenBatch in; logp, ref_logp, kl, entropy, value out, each [B, T] float32.
+    def forward(
+        self, input_ids: Tensor, is_token: Tensor, is_action: Tensor, ref_hidden: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Fields of a TokenBatch in; logp, ref_logp, kl, entropy, value (and kl_forward) out, each [B, T] float32.
 
+        With cached log-probs ref_logp and kl are absent: `token_values` adds what the batch carries.
         Raises ValueError when a row is padded on the left or in the middle.
         """
         _require_right_padding(is_token)
-        hidden = self.hidden_states(self.policy, input_ids, is_token)
-        with torch.no_grad():
-            ref_hidden = self.hidden_states(self.reference, input_ids, is_token)
-        scored = score_tokens(
-            hidden[:, :-1][is_action],
-            self.policy.get_output_embeddings(),
-            ref_hidden[:, :-1][is_action],
-            self.reference.get_output_embeddings(),
-            input_ids[:, 1:][is_action],
-            chunk_size=self.chunk_size,
-        )
+
+        def states(network: PreTrainedModel) -> Tensor:
+            return self.hidden_states(network, input_ids, is_token)[:, :-1][is_action]
+
+        scored = self._scores(states, input_ids[:, 1:][is_action], ref_hidden)
         value = values_at_every_position(self.value, input_ids, is_token, hidden_states=self.hidden_states)[:, :-1]
-        return {
-            "logp": _scatter(scored.logp, is_action),
-            "ref_logp": _scatter(scored.ref_logp, is_action),
-            "kl": _scatter(scored.kl, is_action),
-            "entropy": _scatter(scored.entropy, is_action),
-            "value": value,
-        }
+        return {**{name: _scatter(score, is_action) for name, score in scored.items()}, "value": value}
+
+    def _scores(
+        self, states: Callable[[PreTrainedModel], Tensor], chosen: Tensor, ref_hidden: Tensor | None
+    ) -> dict[str, Tensor]:
+        """[N] each; `states` runs a network and gives its final hidden states [N, D] before the chosen tokens."""
+        hidden, head = states(self.policy), self.policy.get_output_embeddings()
+        if self.reference_from is ReferenceFrom.CACHED_LOG_PROBS:
+            alone = score_chosen(hidden, head, chosen, chunk_size=self.chunk_size)
+            return {"logp": alone.logp, "entropy": alone.entropy}
+        scored = score_tokens(
+            hidden,
+            head,
+            *self._beside(states, ref_hidden),
+            chosen,
+            chunk_size=self.chunk_size,
+            has_kl_forward=self.has_kl_forward,
+        )
+        names = ("logp", "ref_logp", "kl", "entropy", "kl_forward")
+        return {name: score for name in names if (score := getattr(scored, name)) is not None}
+
+    @torch.no_grad()
+    def _beside(
+        self, states: Callable[[PreTrainedModel], Tensor], ref_hidden: Tensor | None
+    ) -> tuple[Tensor, nn.Module]:
+        """Final hidden states [N, D] of the reference, and its output head."""
+        if self.reference_from is ReferenceFrom.ADAPTERS_OFF:
+            with adapters_off(self.policy):
+                return states(self.policy), self.policy.get_output_embeddings()
+        if isinstance(self.reference, PreTrainedModel):
+            return states(self.reference), self.reference.get_output_embeddings()
+        if ref_hidden is None or self.reference is None:
+            raise ValueError(
+                "the batch has no ref_hidden, needed the reference's final hidden states before its actions: was it "
+                "collated without the reference cache?"
+            )
+        return ref_hidden, self.reference
 
 
 def token_values(model: nn.Module, batch: TokenBatch) -> TokenValues:
     """The `forward` of the OREO trainer: networks and batch in, what an objective sees out."""
-    scored = model(input_ids=batch.input_ids, is_token=batch.is_token, is_action=batch.is_action)
+    inputs = {"input_ids": batch.input_ids, "is_token": batch.is_token, "is_action": batch.is_action}
+    if batch.ref_hidden is not None:
+        inputs["ref_hidden"] = batch.ref_hidden
+    scored = {"kl": None, **model(**inputs)}
+    if batch.ref_logp is not None:
+        scored["ref_logp"] = _scatter(batch.ref_logp, batch.is_action)
+    elif "ref_logp" not in scored:
+        raise ValueError("the batch has no ref_logp and the model no reference: collated without the reference cache?")
     return TokenValues(**scored, reward=batch.reward, is_action=batch.is_action, is_state=batch.is_state)
+
+
+@torch.no_grad()
+def action_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
+    """Final hidden states [N, D] before the N actions of a batch, row after row."""
+    _require_right_padding(batch.is_token)
+    return padded_hidden(model, batch.input_ids, batch.is_token)[:, :-1][batch.is_action]
 
 
 @torch.no_grad()
@@ -120,6 +172,24 @@ def require_same_vocabulary(policy: PreTrainedModel, other: PreTrainedModel, nam
     n_policy, n_other = (model.config.get_text_config().vocab_size for model in (policy, other))
     if n_policy != n_other:
         raise ValueError(f"policy has {n_policy} tokens, {name} {n_other}: {reason}")
+
+
+def _check_reference(
+    policy: PreTrainedModel, reference: PreTrainedModel | nn.Linear | None, reference_from: ReferenceFrom
+) -> None:
+    expected = {ReferenceFrom.LIVE: PreTrainedModel, ReferenceFrom.CACHED_HIDDEN: nn.Linear}
+    if not isinstance(reference, expected.get(reference_from, type(None))):
+        raise ValueError(
+            f"reference_from is {reference_from.value}, and the reference a {type(reference).__name__}: needed a "
+            "causal LM if live, its output head (nn.Linear) for cached_hidden, None otherwise"
+        )
+    n_tokens = policy.config.get_text_config().vocab_size
+    if isinstance(reference, nn.Linear) and reference.out_features != n_tokens:
+        raise ValueError(f"policy has {n_tokens} tokens, the head of the reference {reference.out_features}")
+    if isinstance(reference, PreTrainedModel):
+        require_same_vocabulary(policy, reference, "reference", "it must be the model that the policy started from")
+    if reference_from is ReferenceFrom.ADAPTERS_OFF:
+        require_adapters(policy)
 
 
 def _require_right_padding(is_token: Tensor) -> None:

@@ -36,6 +36,7 @@ class TokenLogProbs:
     ref_logp: Tensor  # [N] log π_ref of the chosen token, no gradient
     kl: Tensor  # [N] Σ_a π(a) (log π(a) − log π_ref(a)), exact over the vocabulary
     entropy: Tensor  # [N] entropy of π, no gradient
+    kl_forward: Tensor | None = None  # [N] Σ_a π_ref(a) (log π_ref(a) − log π(a)), exact; None where not asked for
 
 
 def score_chosen(hidden: Tensor, head: nn.Module, chosen: Tensor, *, chunk_size: int) -> ChosenLogProbs:
@@ -45,16 +46,25 @@ def score_chosen(hidden: Tensor, head: nn.Module, chosen: Tensor, *, chunk_size:
     """
     if _is_bare_linear(head):
         columns = _columns_per_tile(chosen, head, chunk_size)
-        logp, entropy, _, _ = _score_in_tiles(hidden, head, None, None, chosen, columns)
+        logp, entropy, *_ = _score_in_tiles(hidden, head, None, None, chosen, columns)
     else:
         logp, entropy = _score_in_chunks(_score_logits, (hidden, chosen), (head,), chunk_size)
     return ChosenLogProbs(logp, entropy)
 
 
 def score_tokens(
-    hidden: Tensor, head: nn.Module, ref_hidden: Tensor, ref_head: nn.Module, chosen: Tensor, *, chunk_size: int
+    hidden: Tensor,
+    head: nn.Module,
+    ref_hidden: Tensor,
+    ref_head: nn.Module,
+    chosen: Tensor,
+    *,
+    chunk_size: int,
+    has_kl_forward: bool = False,
 ) -> TokenLogProbs:
     """Score `chosen` [N] under policy and reference from their final hidden states [N, D].
+
+    `kl_forward` costs a sum per tile, and its gradient one product more where the head is frozen.
 
     At most as many logits exist at a time as `chunk_size` positions have, so memory does not grow with N times V.
     Products run in the dtype of the head (or autocast's), everything after them in float32 (float64 stays float64).
@@ -65,11 +75,14 @@ def score_tokens(
     """
     if _is_bare_linear(head) and _is_bare_linear(ref_head):
         columns = _columns_per_tile(chosen, head, chunk_size)
-        logp, entropy, ref_logp, kl = _score_in_tiles(hidden, head, ref_hidden, ref_head, chosen, columns)
-    else:
-        inputs, heads = (hidden, ref_hidden, chosen), (head, ref_head)
-        logp, entropy, ref_logp, kl = _score_in_chunks(_score_both_logits, inputs, heads, chunk_size)
-    return TokenLogProbs(logp, ref_logp, kl, entropy)
+        logp, entropy, ref_logp, kl, kl_forward = _score_in_tiles(
+            hidden, head, ref_hidden, ref_head, chosen, columns, has_kl_forward=has_kl_forward
+        )
+        return TokenLogProbs(logp, ref_logp, kl, entropy, kl_forward)
+    inputs, heads = (hidden, ref_hidden, chosen), (head, ref_head)
+    score = _score_both_ways if has_kl_forward else _score_both_logits
+    logp, entropy, ref_logp, kl, *rest = _score_in_chunks(score, inputs, heads, chunk_size)
+    return TokenLogProbs(logp, ref_logp, kl, entropy, *rest)
 
 
 def _is_bare_linear(head: nn.Module) -> bool:
@@ -94,6 +107,8 @@ def _score_in_tiles(
     ref_head: nn.Linear | None,
     chosen: Tensor,
     n_columns: int,
+    *,
+    has_kl_forward: bool = False,
 ) -> tuple[Tensor, ...]:
     device = hidden.device.type
     dtype = head.weight.dtype
@@ -103,7 +118,9 @@ def _score_in_tiles(
     if ref_hidden is not None and ref_head is not None:
         reference = (ref_hidden.detach().to(dtype), ref_head.weight.detach(), ref_head.bias)
     with torch.autocast(device, enabled=False):
-        return TiledScores.apply(hidden.to(dtype), head.weight, head.bias, *reference, chosen, n_columns)
+        return TiledScores.apply(
+            hidden.to(dtype), head.weight, head.bias, *reference, chosen, n_columns, has_kl_forward
+        )
 
 
 def _score_in_chunks(
@@ -140,9 +157,26 @@ def _score_logits(head: nn.Module, hidden: Tensor, chosen: Tensor) -> tuple[Tens
 def _score_both_logits(
     head: nn.Module, ref_head: nn.Module, hidden: Tensor, ref_hidden: Tensor, chosen: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    log_pi, log_ref = _both_log_softmaxes(head, ref_head, hidden, ref_hidden)
+    return _score_dense(log_pi, log_ref, chosen)
+
+
+def _score_both_ways(
+    head: nn.Module, ref_head: nn.Module, hidden: Tensor, ref_hidden: Tensor, chosen: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    log_pi, log_ref = _both_log_softmaxes(head, ref_head, hidden, ref_hidden)
+    return *_score_dense(log_pi, log_ref, chosen), (log_ref.exp() * (log_ref - log_pi)).sum(-1)
+
+
+def _both_log_softmaxes(
+    head: nn.Module, ref_head: nn.Module, hidden: Tensor, ref_hidden: Tensor
+) -> tuple[Tensor, Tensor]:
     log_pi = _log_softmax(head(hidden))
     with torch.no_grad():
-        log_ref = _log_softmax(ref_head(ref_hidden))
+        return log_pi, _log_softmax(ref_head(ref_hidden))
+
+
+def _score_dense(log_pi: Tensor, log_ref: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kl = (log_pi.exp() * (log_pi - log_ref)).sum(-1)
     return *_chosen_and_entropy(log_pi, chosen), log_ref.gather(-1, chosen[:, None]).squeeze(-1), kl
 

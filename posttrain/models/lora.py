@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) for a value model: the trunk rests, two thin matrices per layer learn.
+"""Low-rank adapters (LoRA, arXiv 2106.09685): a network rests, two thin matrices per linear layer learn.
 
 An adapted linear layer computes  x (W + alpha / rank · B A)ᵀ  with W frozen. A is random and B zero at step 0, so the
-model starts as it was. Saved value models hold the sum in the place of W and need neither this module nor peft.
+model starts as it was. Saved networks hold the sum in the place of W and need neither this module nor peft.
 """
 
 from __future__ import annotations
@@ -22,12 +22,25 @@ def add_lora(value_model: PreTrainedModel, *, rank: int, alpha: float, seed: int
 
     Adapters of a bfloat16 trunk are float32. Raises ImportError without peft.
     """
+    _inject(value_model, "SEQ_CLS", rank=rank, alpha=alpha, seed=seed)
+    value_model.score.requires_grad_(True)
+
+
+def add_lora_to_policy(policy: PreTrainedModel, *, rank: int, alpha: float, seed: int) -> None:
+    """Freeze `policy` in place, embeddings and output head too, and put an adapter on each linear layer of its body.
+
+    Adapters of a bfloat16 policy are float32. Raises ImportError without peft.
+    """
+    _inject(policy, "CAUSAL_LM", rank=rank, alpha=alpha, seed=seed)
+
+
+def _inject(model: PreTrainedModel, task: str, *, rank: int, alpha: float, seed: int) -> None:
     try:
-        from peft import LoraConfig, TaskType, inject_adapter_in_model  # an optional dependency
+        from peft import LoraConfig, inject_adapter_in_model  # an optional dependency
     except ImportError as error:
-        raise ImportError("a LoRA value model needs peft: pip install 'posttrain[peft]'") from error
+        raise ImportError("LoRA adapters need peft: pip install 'posttrain[peft]'") from error
     config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,  # tells "all-linear" to leave the head out
+        task_type=task,  # tells "all-linear" which head to leave out
         target_modules="all-linear",
         r=rank,
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType] - typed int, used as a factor
@@ -35,15 +48,14 @@ def add_lora(value_model: PreTrainedModel, *, rank: int, alpha: float, seed: int
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # the same A on every rank and after a resume
-        inject_adapter_in_model(config, value_model, adapter_name=ADAPTER)
-    for parameter in value_model.parameters():
+        inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype == torch.bfloat16:  # its steps would swallow small updates
             parameter.data = parameter.data.float()
-    value_model.score.requires_grad_(True)
 
 
 def has_lora(model: PreTrainedModel) -> bool:
-    """Whether `add_lora` has been applied to `model`."""
+    """Whether `model` has adapters."""
     return any(name.endswith(A) for name, _ in model.named_parameters())
 
 

@@ -3,160 +3,158 @@
 With z = W h + b the logits of one position, π = softmax(z), and z', π' the same of a reference:
 
     log π(a) = z_a − lse(z)            ∂ log π(a) / ∂z = 1[a] − π
-    KL(π‖π') = E_π[log π − log π']     ∂ KL / ∂z       = π (log π − log π' − KL)
+    KL(π‖π') = E_π[log π − log π']     ∂ KL(π‖π') / ∂z = π (log π − log π' − KL)
+    KL(π'‖π) = E_π'[log π' − log π]    ∂ KL(π'‖π) / ∂z = π − π'
 
 The forward pass reads the vocabulary in tiles of columns and keeps running sums per position, as flash attention does.
 A tile covers all positions, so one pass reads each row of W once and writes each row of its gradient once. What the
 backward pass does depends on what is trained:
 
 *   head trained: logits are formed again, tile by tile. ∂/∂W sums over positions, each scaled by gradients that only
-    the loss knows, so nothing small enough can be kept. The reference's logits are formed again only if the KL
-    received a gradient.
-*   head frozen: ∂/∂h of a position is linear in its two incoming gradients. The forward pass keeps the two vectors
-    that they scale, [N, D] each, and the backward pass multiplies no matrix.
+    the loss knows, so nothing small enough can be kept. The reference's logits are formed again only if a KL received
+    a gradient.
+*   head frozen: ∂/∂h of a position is linear in its incoming gradients. The forward pass keeps the vectors that they
+    scale, [N, D] each, and the backward pass multiplies no matrix.
+
+KL(π'‖π) is computed only where it is asked for.
 
 Axes: N positions, D hidden units, V tokens, C columns of a tile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """Hidden states and the linear head that turns them into logits."""
-
-    hidden: Tensor  # [N, D]; products are computed in its dtype
-    weight: Tensor  # [V, D]
-    bias: Tensor | None  # [V]
-
-    def weight_of(self, tokens: slice | Tensor) -> Tensor:
-        return self.weight[tokens].to(self.hidden.dtype)
-
-    def logits(self, columns: slice) -> Tensor:
-        """[N, C], rounded to the dtype of the product first, as a call of the head would do."""
-        bias = None if self.bias is None else self.bias[columns].to(self.hidden.dtype)
-        return _full(F.linear(self.hidden, self.weight_of(columns), bias))
-
-    def logit_of(self, ids: Tensor) -> Tensor:
-        """[N], one token per position; not rounded, so only near what `logits` gives."""
-        logit = (_full(self.hidden) * _full(self.weight_of(ids))).sum(-1)
-        return logit if self.bias is None else logit + _full(self.bias[ids])
-
-
-class RunningSoftmax:
-    """A softmax whose columns arrive in tiles; every sum is relative to the largest logit seen so far."""
-
-    def __init__(self, zeros: Tensor) -> None:
-        self.largest = torch.full_like(zeros, -torch.inf)
-        self.total = zeros  # Σ exp(z − largest)
-
-    def absorb(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights exp(z − largest) of the tile [N, C], and the factor [N] that earlier sums shrink by."""
-        largest = torch.maximum(self.largest, logits.amax(-1))
-        decay = (self.largest - largest).exp()
-        weights = (logits - largest[:, None]).exp_()
-        self.largest, self.total = largest, self.total * decay + weights.sum(-1)
-        return weights, decay
-
-    def log_total(self) -> Tensor:
-        """lse(z) of the columns so far, [N]."""
-        return self.largest + self.total.log()
+from posttrain.models.vocabulary_tiles import (
+    Projection,
+    RunningPull,
+    RunningSoftmax,
+    add_at,
+    full,
+    full_dtype,
+    locate,
+    pick,
+    tiles,
+)
 
 
 class HiddenGradients:
-    """∂ log π(a) / ∂h and ∂ KL / ∂h where the head is frozen, summed while the tiles pass.
+    """∂ log π(a) / ∂h and the ∂ KL / ∂h where the head is frozen, summed while the tiles pass.
 
-    With the gap u = z − z':
+    With the gap u = z − z' and pulls P_w = Σ_{v≠a} w_v (W_a − W_v):
 
-        ∂ log π(a) / ∂h = Σ_{v≠a} π_v (W_a − W_v)      ∂ KL / ∂h = Σ_{v≠a} π_v (u_v − E_π[u]) (W_v − W_a)
-
-    Both leave out a, whose term is 0: where π(a) is near 1 the rest would drown in the rounding of bfloat16 products.
+        ∂ log π(a) / ∂h = P_π      ∂ KL(π‖π') / ∂h = E_π[u] P_π − P_πu      ∂ KL(π'‖π) / ∂h = P_π' − P_π
     """
 
-    def __init__(self, chosen_weight: Tensor, zeros: Tensor, *, has_reference: bool) -> None:
-        self.chosen_weight = chosen_weight  # [N, D] W_a
-        self.mass = self.gap_mass = zeros  # Σ_{v≠a} w_v and Σ_{v≠a} w_v u_v with softmax weights w
-        self.pull = torch.zeros_like(chosen_weight)  # the same sums with W_v as a factor
-        self.gap_pull = torch.zeros_like(chosen_weight) if has_reference else None
+    def __init__(self, chosen_weight: Tensor, *, has_reference: bool, has_kl_forward: bool) -> None:
+        self.pull = RunningPull(chosen_weight)
+        self.gap_pull = RunningPull(chosen_weight) if has_reference else None  # of the weights times u
+        self.ref_pull = RunningPull(chosen_weight) if has_kl_forward else None  # of the reference's weights
 
     def absorb(self, others: Tensor, gap: Tensor | None, weight: Tensor, decay: Tensor) -> None:
         """`others` are the softmax weights of a tile, 0 at a; `gap` is u of the tile and is overwritten."""
-        self.mass = self.mass * decay + others.sum(-1)
-        self.pull.mul_(decay[:, None]).add_(others.to(weight.dtype) @ weight)
+        self.pull.absorb(others, weight, decay)
         if gap is not None and self.gap_pull is not None:
-            gap.mul_(others)
-            self.gap_mass = self.gap_mass * decay + gap.sum(-1)
-            self.gap_pull.mul_(decay[:, None]).add_(gap.to(weight.dtype) @ weight)
+            self.gap_pull.absorb(gap.mul_(others), weight, decay)
 
-    def finish(self, total: Tensor, mean_gap: Tensor) -> tuple[Tensor, Tensor | None]:
-        """∂ log π(a) / ∂h and, with a reference, ∂ KL / ∂h; [N, D] each."""
-        by_logp = (self.mass[:, None] * self.chosen_weight - self.pull).div_(total[:, None])
-        if self.gap_pull is None:
-            return by_logp, None
-        by_gap = (self.gap_pull - self.gap_mass[:, None] * self.chosen_weight).div_(total[:, None])
-        return by_logp, by_gap.addcmul_(mean_gap[:, None], by_logp)
+    def finish(self, total: Tensor, beside: ReferenceSums | None) -> tuple[Tensor | None, ...]:
+        """∂ log π(a) / ∂h and, where they were summed, ∂ KL(π‖π') / ∂h and ∂ KL(π'‖π) / ∂h; [N, D] each."""
+        by_logp = self.pull.mean(total)
+        by_kl = by_kl_forward = None
+        if beside is not None and self.gap_pull is not None:
+            by_kl = self.gap_pull.mean(total).neg_().addcmul_((beside.gap / total)[:, None], by_logp)
+        if beside is not None and self.ref_pull is not None:
+            by_kl_forward = self.ref_pull.mean(beside.softmax.total).sub_(by_logp)
+        return by_logp, by_kl, by_kl_forward
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What one pass over the vocabulary leaves of each position, [N] each; the last three only with a reference."""
+    """What one pass over the vocabulary leaves of each position, [N] each; the others None without a reference."""
 
     logp: Tensor
     entropy: Tensor
     log_total: Tensor  # lse(z)
+    total: Tensor  # the denominator of the running softmax
     ref_logp: Tensor | None = None
+    ref_log_total: Tensor | None = None  # lse(z')
     kl: Tensor | None = None
     mean_gap: Tensor | None = None  # E_π[z − z']
+    kl_forward: Tensor | None = None  # None also where it was not asked for
+
+
+class ReferenceSums:
+    """The reference's share of a pass: its softmax, and the mean gap u = z − z' under the policy's and its own."""
+
+    def __init__(self, reference: Projection, offset: Tensor, *, has_kl_forward: bool) -> None:
+        self.reference = reference
+        self.offset = offset  # gaps count from about the chosen token's: a shift between heads costs no precision
+        self.has_kl_forward = has_kl_forward
+        zeros = torch.zeros_like(offset)
+        self.softmax = RunningSoftmax(zeros)
+        self.logit = self.gap = self.ref_gap = zeros  # z'_a, Σ w u and Σ w' u
+
+    def absorb(
+        self, z: Tensor, columns: slice, at: tuple[Tensor, Tensor], weights: Tensor, decay: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Take up a tile with logits z; returns u [N, C], the reference's weights [N, C] and their decay [N]."""
+        ref_z = self.reference.logits(columns)
+        self.logit = self.logit + pick(ref_z, *at)
+        ref_weights, ref_decay = self.softmax.absorb(ref_z)
+        gap = torch.sub(z, ref_z, out=ref_z).sub_(self.offset[:, None])
+        self.gap = self.gap * decay + (weights * gap).sum(-1)
+        if self.has_kl_forward:
+            self.ref_gap = self.ref_gap * ref_decay + (ref_weights * gap).sum(-1)
+        return gap, ref_weights, ref_decay
+
+    def complete(self, alone: Sums) -> Sums:
+        """The policy's sums `alone`, with those beside the reference added."""
+        ref_log_total = self.softmax.log_total()
+        log_ratio = alone.log_total - ref_log_total
+        mean_gap = self.gap / alone.total + self.offset
+        kl_forward = log_ratio - (self.ref_gap / self.softmax.total + self.offset) if self.has_kl_forward else None
+        return replace(
+            alone,
+            ref_logp=self.logit - ref_log_total,
+            ref_log_total=ref_log_total,
+            kl=mean_gap - log_ratio,
+            mean_gap=mean_gap,
+            kl_forward=kl_forward,
+        )
 
 
 def _sum_up(
     policy: Projection,
-    reference: Projection | None,
     chosen: Tensor,
     n_columns: int,
     *,
-    keeps_gradients: bool,
-) -> tuple[Sums, tuple[Tensor, Tensor | None] | None]:
-    zeros = torch.zeros(len(chosen), dtype=_full_dtype(policy.hidden), device=chosen.device)
-    softmax, ref_softmax = RunningSoftmax(zeros), RunningSoftmax(zeros)
-    logit = ref_logit = mean_logit = mean_gap = offset = zeros
-    if reference is not None:
-        # Gaps count from about the chosen token's, so that a shift between the two heads costs no precision.
-        offset = policy.logit_of(chosen) - reference.logit_of(chosen)
-    gradients = None
-    if keeps_gradients:
-        gradients = HiddenGradients(_full(policy.weight_of(chosen)), zeros, has_reference=reference is not None)
-    for columns in _tiles(len(policy.weight), n_columns):
-        is_inside, column = _locate(chosen, columns)
+    beside: ReferenceSums | None,
+    gradients: HiddenGradients | None,
+) -> Sums:
+    """One pass over the vocabulary; `beside` and `gradients` take up each tile too."""
+    zeros = torch.zeros(len(chosen), dtype=full_dtype(policy.hidden), device=chosen.device)
+    softmax, logit, mean_logit = RunningSoftmax(zeros), zeros, zeros
+    for columns in tiles(len(policy.weight), n_columns):
+        at = locate(chosen, columns)
         z, gap = policy.logits(columns), None
-        logit = logit + _pick(z, is_inside, column)
+        logit = logit + pick(z, *at)
         weights, decay = softmax.absorb(z)
-        if reference is not None:
-            ref_z = reference.logits(columns)
-            ref_logit = ref_logit + _pick(ref_z, is_inside, column)
-            ref_softmax.absorb(ref_z)
-            gap = torch.sub(z, ref_z, out=ref_z).sub_(offset[:, None])
-            mean_gap = mean_gap * decay + (weights * gap).sum(-1)
+        if beside is not None:
+            gap, ref_weights, ref_decay = beside.absorb(z, columns, at, weights, decay)
+            if gradients is not None and gradients.ref_pull is not None:
+                gradients.ref_pull.absorb(_without(at, ref_weights), policy.weight_of(columns), ref_decay)
         mean_logit = mean_logit * decay + z.mul_(weights).sum(-1)
         if gradients is not None:
-            others = _add(weights, column, -_pick(weights, is_inside, column))
-            gradients.absorb(others, gap, policy.weight_of(columns), decay)
-    log_total, mean_gap = softmax.log_total(), mean_gap / softmax.total
-    sums = Sums(logit - log_total, log_total - mean_logit / softmax.total, log_total)
-    if reference is not None:
-        ref_log_total = ref_softmax.log_total()
-        kl = mean_gap + offset - (log_total - ref_log_total)
-        sums = replace(sums, ref_logp=ref_logit - ref_log_total, kl=kl, mean_gap=mean_gap + offset)
-    return sums, None if gradients is None else gradients.finish(softmax.total, mean_gap)
+            gradients.absorb(_without(at, weights), gap, policy.weight_of(columns), decay)
+    log_total = softmax.log_total()
+    alone = Sums(logit - log_total, log_total - mean_logit / softmax.total, log_total, softmax.total)
+    return alone if beside is None else beside.complete(alone)
 
 
 def _form_again(
@@ -164,24 +162,25 @@ def _form_again(
     reference: Projection | None,
     chosen: Tensor,
     n_columns: int,
-    sums: tuple[Tensor, Tensor | None],
-    grads: tuple[Tensor | None, Tensor | None],
+    sums: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of hidden, weight and bias from those of logp and KL; `sums` are log_total and mean_gap."""
-    (log_total, mean_gap), (logp_grad, kl_grad) = sums, grads
-    logp_grad = torch.zeros_like(log_total) if logp_grad is None else logp_grad
-    hidden_grad = torch.zeros_like(policy.hidden, dtype=log_total.dtype)
+    """Gradients of hidden, weight and bias from those of logp, KL(π‖π') and KL(π'‖π).
+
+    `sums` are lse(z), E_π[z − z'] and lse(z').
+    """
+    logp_grad, kl_grad, kl_forward_grad = grads
+    if logp_grad is None:
+        logp_grad = torch.zeros(len(chosen), dtype=full_dtype(policy.hidden), device=chosen.device)
+    beside = None if kl_grad is None and kl_forward_grad is None else reference
+    hidden_grad = torch.zeros_like(policy.hidden, dtype=logp_grad.dtype)
     weight_grad = torch.empty_like(policy.weight)
     bias_grad = None if policy.bias is None else torch.empty_like(policy.bias)
-    for columns in _tiles(len(policy.weight), n_columns):
-        z = policy.logits(columns)
-        if reference is None or mean_gap is None or kl_grad is None:
-            z_grad = z.sub_(log_total[:, None]).exp_().mul_(-logp_grad[:, None])
-        else:
-            slope = (z - reference.logits(columns)).sub_(mean_gap[:, None]).mul_(kl_grad[:, None])
-            z_grad = z.sub_(log_total[:, None]).exp_().mul_(slope.sub_(logp_grad[:, None]))
-        is_inside, column = _locate(chosen, columns)
-        _add(z_grad, column, torch.where(is_inside, logp_grad, 0))
+    for columns in tiles(len(policy.weight), n_columns):
+        ref_z = None if beside is None else beside.logits(columns)
+        z_grad = _logit_grad(policy.logits(columns), ref_z, sums, logp_grad, (kl_grad, kl_forward_grad))
+        is_inside, column = locate(chosen, columns)
+        add_at(z_grad, column, torch.where(is_inside, logp_grad, 0))
         product = z_grad.to(policy.hidden.dtype)
         hidden_grad += product @ policy.weight_of(columns)
         weight_grad[columns] = product.T @ policy.hidden
@@ -190,10 +189,32 @@ def _form_again(
     return hidden_grad.to(policy.hidden.dtype), weight_grad, bias_grad
 
 
-class TiledScores(torch.autograd.Function):
-    """logp, entropy, ref_logp and KL of `chosen`, [N] each; the last two are None without a reference.
+def _logit_grad(
+    z: Tensor,
+    ref_z: Tensor | None,
+    sums: Sequence[Tensor | None],
+    logp_grad: Tensor,
+    kl_grads: Sequence[Tensor | None],
+) -> Tensor:
+    """∂loss/∂z of a tile [N, C], without what the chosen token has more than the others; z and z' are overwritten."""
+    log_total, mean_gap, ref_log_total = (None if x is None else x[:, None] for x in sums)
+    kl_grad, kl_forward_grad = (None if x is None else x[:, None] for x in kl_grads)
+    slope = -logp_grad[:, None]
+    if ref_z is not None and kl_grad is not None:
+        slope = (z - ref_z).sub_(mean_gap).mul_(kl_grad).sub_(logp_grad[:, None])
+    p = z.sub_(log_total).exp_()
+    if ref_z is None or kl_forward_grad is None:
+        return p.mul_(slope)
+    # The difference is taken before anything is rounded: near the reference it is far smaller than its two sides.
+    excess = torch.sub(p, ref_z.sub_(ref_log_total).exp_(), out=ref_z).mul_(kl_forward_grad)
+    return p.mul_(slope).add_(excess)
 
-    Gradients flow from logp and KL to hidden, weight and bias. Entropy and ref_logp are constants to autograd.
+
+class TiledScores(torch.autograd.Function):
+    """logp, entropy, ref_logp, KL(π‖π') and KL(π'‖π) of `chosen`, [N] each.
+
+    The last three are None without a reference, the last one also where it was not asked for. Gradients flow from logp
+    and both KLs to hidden, weight and bias. Entropy and ref_logp are constants to autograd.
     """
 
     @staticmethod
@@ -207,62 +228,55 @@ class TiledScores(torch.autograd.Function):
         ref_bias: Tensor | None,
         chosen: Tensor,
         n_columns: int,
+        has_kl_forward: bool = False,
     ) -> tuple[Tensor | None, ...]:
         policy, reference = Projection(hidden, weight, bias), _projection(ref_hidden, ref_weight, ref_bias)
+        beside = gradients = None
+        if reference is not None:
+            offset = policy.logit_of(chosen) - reference.logit_of(chosen)
+            beside = ReferenceSums(reference, offset, has_kl_forward=has_kl_forward)
         ctx.set_materialize_grads(False)
         ctx.n_columns, ctx.is_head_trained = n_columns, any(ctx.needs_input_grad[1:3])
-        is_hidden_alone = ctx.needs_input_grad[0] and not ctx.is_head_trained
-        sums, gradients = _sum_up(policy, reference, chosen, n_columns, keeps_gradients=is_hidden_alone)
+        if ctx.needs_input_grad[0] and not ctx.is_head_trained:
+            chosen_weight = full(policy.weight_of(chosen))
+            gradients = HiddenGradients(chosen_weight, has_reference=beside is not None, has_kl_forward=has_kl_forward)
+        sums = _sum_up(policy, chosen, n_columns, beside=beside, gradients=gradients)
         if ctx.is_head_trained:
             inputs = (hidden, weight, bias, ref_hidden, ref_weight, ref_bias, chosen)
-            ctx.save_for_backward(*inputs, sums.log_total, sums.mean_gap)
+            ref_log_total = sums.ref_log_total if has_kl_forward else None
+            ctx.save_for_backward(*inputs, sums.log_total, sums.mean_gap, ref_log_total)
         elif gradients is not None:
-            ctx.save_for_backward(*(None if x is None else x.to(hidden.dtype) for x in gradients))
+            kept = gradients.finish(sums.total, beside)
+            ctx.save_for_backward(*(None if x is None else x.to(hidden.dtype) for x in kept))
         ctx.mark_non_differentiable(*(x for x in (sums.entropy, sums.ref_logp) if x is not None))
-        return sums.logp, sums.entropy, sums.ref_logp, sums.kl
+        return sums.logp, sums.entropy, sums.ref_logp, sums.kl, sums.kl_forward
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, logp_grad: Tensor | None, _entropy: None, _ref_logp: None, kl_grad: Tensor | None
+        ctx: Any,
+        logp_grad: Tensor | None,
+        _entropy: None,
+        _ref_logp: None,
+        kl_grad: Tensor | None,
+        kl_forward_grad: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        if logp_grad is None and kl_grad is None:
-            return (None,) * 8
+        incoming = (logp_grad, kl_grad, kl_forward_grad)
+        if all(grad is None for grad in incoming):
+            return (None,) * 9
         if ctx.is_head_trained:
             hidden, weight, bias, ref_hidden, ref_weight, ref_bias, chosen, *sums = ctx.saved_tensors
             policy, reference = Projection(hidden, weight, bias), _projection(ref_hidden, ref_weight, ref_bias)
-            grads = _form_again(policy, reference, chosen, ctx.n_columns, sums, (logp_grad, kl_grad))
-            return *grads, *(None,) * 5
-        pairs = zip((logp_grad, kl_grad), ctx.saved_tensors, strict=True)
+            return *_form_again(policy, reference, chosen, ctx.n_columns, sums, incoming), *(None,) * 6
+        pairs = zip(incoming, ctx.saved_tensors, strict=True)
         parts = [grad[:, None] * by_hidden for grad, by_hidden in pairs if grad is not None]
-        return sum(parts).to(ctx.saved_tensors[0].dtype), *(None,) * 7
+        return sum(parts).to(ctx.saved_tensors[0].dtype), *(None,) * 8
 
 
 def _projection(hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Projection | None:
     return None if hidden is None or weight is None else Projection(hidden, weight, bias)
 
 
-def _tiles(n_vocabulary: int, n_columns: int) -> Iterator[slice]:
-    return (slice(start, min(start + n_columns, n_vocabulary)) for start in range(0, n_vocabulary, n_columns))
-
-
-def _locate(chosen: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-    """Whether the chosen token of each position lies in the tile [N], and its column there, any one if it does not."""
-    is_inside = (chosen >= columns.start) & (chosen < columns.stop)
-    return is_inside, (chosen - columns.start).clamp(0, columns.stop - columns.start - 1)
-
-
-def _pick(tile: Tensor, is_inside: Tensor, column: Tensor) -> Tensor:
-    return torch.where(is_inside, tile.gather(-1, column[:, None]).squeeze(-1), 0)
-
-
-def _add(tile: Tensor, column: Tensor, amount: Tensor) -> Tensor:
-    return tile.scatter_add_(-1, column[:, None], amount[:, None])
-
-
-def _full_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.to(_full_dtype(x))
+def _without(at: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:
+    """The weights of a tile with that of the chosen token set to 0, in place."""
+    return add_at(weights, at[1], -pick(weights, *at))

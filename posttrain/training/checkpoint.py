@@ -70,11 +70,11 @@ def commit_checkpoint(folder: Path) -> None:
     if folder.exists():
         remove_checkpoint(folder)
     staging.rename(folder)
-    _flush(folder.parent)
+    flush(folder.parent)
     marker = folder / MARKER
     marker.write_text(file_sha256(folder / MANIFEST) + "\n")
-    _flush(marker)
-    _flush(folder)
+    flush(marker)
+    flush(folder)
     staging.parent.rmdir()
 
 
@@ -139,7 +139,7 @@ def rotate_checkpoints(run_dir: Path, *, newest: Path, keep: int, protected: Ite
 def remove_checkpoint(folder: Path) -> None:
     """Delete a checkpoint, its marker first: a deletion that is cut short leaves a folder that counts as partial."""
     (folder / MARKER).unlink(missing_ok=True)
-    _flush(folder)
+    flush(folder)
     shutil.rmtree(folder)
 
 
@@ -175,11 +175,11 @@ def _verify_file(path: Path, expected: dict[str, Any]) -> None:
 
 def _flush_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _flush(path)
-    _flush(folder)
+        flush(path)
+    flush(folder)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """fsync of a file, or of a folder's list of names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

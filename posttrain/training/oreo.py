@@ -9,18 +9,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.data.audit import Audit, prepare
 from posttrain.data.collate import EncodedDataset, StateLevel, collate
 from posttrain.data.rows import parse_trajectory
 from posttrain.data.sources import read_rows
 from posttrain.data.tokenizer_card import require_same_tokens
-from posttrain.losses import oreo_response, oreo_step, oreo_token
+from posttrain.losses import Term, kl_from_reference, oreo_response, oreo_step, oreo_token
 from posttrain.models.actor_critic import ActorCritic, token_values
-from posttrain.models.lora import add_lora
+from posttrain.models.lora import add_lora, add_lora_to_policy
 from posttrain.models.packing import packed_hidden, padded_hidden, use_packed_attention
 from posttrain.models.policy import load_policy
+from posttrain.models.reference import ReferenceFrom
 from posttrain.models.value import load_value_model, value_model_from_policy
 from posttrain.pretrained import load_tokenizer
 from posttrain.schema import EncodedTrajectory, TokenBatch, TokenValues
@@ -28,8 +29,11 @@ from posttrain.training.metrics import MetricsFile
 from posttrain.training.optimizer import Network
 from posttrain.training.oreo_config import OreoConfig
 from posttrain.training.provenance import write_run_card
+from posttrain.training.reference_cache import ReferenceCache
+from posttrain.training.reference_scoring import collate_with_cache, prepare_reference_cache
 from posttrain.training.trainer import ObjectiveTrainer
 
+CACHED_COLUMNS = {ReferenceFrom.CACHED_LOG_PROBS: "ref_logp", ReferenceFrom.CACHED_HIDDEN: "ref_hidden"}
 OBJECTIVES = {StateLevel.TOKEN: oreo_token, StateLevel.STEP: oreo_step, StateLevel.RESPONSE: oreo_response}
 
 
@@ -49,7 +53,8 @@ def train_oreo(config: OreoConfig) -> Path:
         for audit in audits:
             print(audit.table())
         write_run_card(run_dir, config.to_dict(), {audit.source: audit.sha256 for audit in audits})
-    trainer = build_trainer(config, load_networks(config), encoded, tokenizer)
+    cache = prepare_reference_cache(config, encoded, tokenizer) if config.reference_from in CACHED_COLUMNS else None
+    trainer = build_trainer(config, load_networks(config, cache), encoded, tokenizer, cache)
     trainer.add_callback(MetricsFile())
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model()
@@ -76,9 +81,10 @@ def read_trajectories(
     return encoded, audits
 
 
-def load_networks(config: OreoConfig) -> ActorCritic:
-    """Policy, value model and frozen reference, each from its own folder or Hub id, in the dtype of the config.
+def load_networks(config: OreoConfig, cache: ReferenceCache | None = None) -> ActorCritic:
+    """Policy, value model and reference, each from its own folder or Hub id, in the dtype of the config.
 
+    What of the reference is loaded is for `reference_from` to say; cached hidden states come with their head.
     Raises ValueError for networks that `padding_free` cannot pack.
     """
     dtype = getattr(torch, config.dtype)
@@ -90,15 +96,25 @@ def load_networks(config: OreoConfig) -> ActorCritic:
         alpha = config.value_lora_rank if config.value_lora_alpha is None else config.value_lora_alpha
         add_lora(value, rank=config.value_lora_rank, alpha=alpha, seed=config.seed)
     policy = load_policy(config.model, dtype=dtype)
-    reference = load_policy(config.reference or config.model, dtype=dtype)
+    if config.policy_lora_rank > 0:
+        alpha = config.policy_lora_rank if config.policy_lora_alpha is None else config.policy_lora_alpha
+        add_lora_to_policy(policy, rank=config.policy_lora_rank, alpha=alpha, seed=config.seed)
+    reference = None
+    if config.reference_from is ReferenceFrom.LIVE:
+        reference = load_policy(config.reference or config.model, dtype=dtype)
+    elif config.reference_from is ReferenceFrom.CACHED_HIDDEN and cache is not None:
+        reference = cache.read_head()
     if config.padding_free:
         for network in (policy, value, reference):
-            use_packed_attention(network)
+            if isinstance(network, PreTrainedModel):
+                use_packed_attention(network)
     return ActorCritic(
         policy=policy,
         value=value,
         reference=reference,
         chunk_size=config.log_prob_chunk_size,
+        reference_from=config.reference_from,
+        has_kl_forward=config.alpha_forward > 0,
         hidden_states=packed_hidden if config.padding_free else padded_hidden,
     )
 
@@ -108,24 +124,38 @@ def build_trainer(
     model: ActorCritic,
     encoded: Sequence[EncodedTrajectory],
     tokenizer: PreTrainedTokenizerBase,
+    cache: ReferenceCache | None = None,
 ) -> ObjectiveTrainer:
-    """The trainer of one OREO run; `encoded` holds the rewards of the data, before the config's reward map."""
+    """The trainer of one OREO run; `encoded` holds the rewards of the data, before the config's reward map.
+
+    `cache` holds what a cached reference says about these rows.
+    """
     policy_start = config.value_warmup_steps
     rows = [map_reward(row, config.reward_map) for row in EncodedDataset(encoded).rows]
+    collator = partial(collate, pad_id=pad_id(tokenizer), states=config.level)
+    if cache is not None:
+        column = CACHED_COLUMNS[config.reference_from]
+        collator = partial(collate_with_cache, collate_rows=collator, cache=cache, column=column)
     return ObjectiveTrainer(
         model,
         config,
         forward=forward,
-        objective=partial(OBJECTIVES[config.level], beta=config.beta, alpha=config.alpha),
+        objective=partial(objective, config=config),
         count_units=count_sequences,
         networks=(
             Network("policy", config.policy_learning_rate, config.policy_max_grad_norm, start_step=policy_start),
             Network("value", config.value_learning_rate, config.value_max_grad_norm),
         ),
         train_dataset=EncodedDataset(rows),
-        data_collator=partial(collate, pad_id=pad_id(tokenizer), states=config.level),
+        data_collator=collator,
         processing_class=tokenizer,
     )
+
+
+def objective(values: TokenValues, *, config: OreoConfig) -> tuple[Term, ...]:
+    """OREO at the config's level and, where it has a weight, the exact KL(reference || policy)."""
+    terms = OBJECTIVES[config.level](values, beta=config.beta, alpha=config.alpha)
+    return terms if config.alpha_forward == 0.0 else (*terms, *kl_from_reference(values, alpha=config.alpha_forward))
 
 
 def forward(model: nn.Module, batch: dict[str, Tensor]) -> TokenValues:

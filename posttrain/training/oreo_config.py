@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from posttrain.data.collate import StateLevel
 from posttrain.data.sources import OnBadRow
 from posttrain.losses.oreo import REWARD_MAP
+from posttrain.models.reference import ReferenceFrom
 from posttrain.training.run_config import RunConfig
 from posttrain.training.without_accelerator import choose_cpu
 
@@ -22,6 +23,34 @@ class OreoConfig(RunConfig, TrainingArguments):
 
     reference: str | None = field(
         default=None, metadata={"help": "Frozen reference of the KL penalty; default: the model.", "group": "models"}
+    )
+    reference_from: ReferenceFrom = field(
+        default=ReferenceFrom.LIVE,
+        metadata={
+            "help": "Where the reference's numbers come from: live, a network in memory; adapters_off, the policy "
+            "without its LoRA adapters; cached_log_probs and cached_hidden, computed once before the first step and "
+            "kept in files. cached_log_probs cannot give the exact KL and needs alpha 0.",
+            "group": "models",
+        },
+    )
+    reference_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the cached numbers, taken up again if it fits; default: reference_cache in output_dir.",
+            "group": "models",
+        },
+    )
+    policy_lora_rank: int = field(
+        default=0,
+        metadata={
+            "help": "Rank of LoRA adapters on all linear layers of the policy but its output head, which then rests; "
+            "0: the whole policy is trained. Needs peft.",
+            "group": "models",
+        },
+    )
+    policy_lora_alpha: float | None = field(
+        default=None,
+        metadata={"help": "The policy's adapters are scaled by alpha / rank; default: the rank.", "group": "models"},
     )
     value_model: str | None = field(
         default=None,
@@ -65,6 +94,10 @@ class OreoConfig(RunConfig, TrainingArguments):
     )
     beta: float = field(metadata={"help": "Temperature of the soft Bellman equation, > 0.", "group": "objective"})
     alpha: float = field(metadata={"help": "Weight of the exact KL(policy || reference).", "group": "objective"})
+    alpha_forward: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the exact KL(reference || policy), beside alpha's.", "group": "objective"},
+    )
     value_warmup_steps: int = field(
         default=0,
         metadata={
@@ -116,15 +149,46 @@ class OreoConfig(RunConfig, TrainingArguments):
         choose_cpu(self)
         super().__post_init__()
         self.level = StateLevel(self.level)
+        self.reference_from = ReferenceFrom(self.reference_from)
         self.on_bad_row = OnBadRow(self.on_bad_row)
         self._check()
 
     def _check(self) -> None:
         if self.beta <= 0:
             raise ValueError(f"beta is {self.beta}, it must be above 0: it divides the soft value function")
-        if self.alpha < 0:
-            raise ValueError(f"alpha is {self.alpha}, it must not be negative: it weighs a KL penalty")
-        if self.value_lora_rank < 0:
-            raise ValueError(f"value_lora_rank is {self.value_lora_rank}, needs a rank, or 0 for no adapters")
-        if self.value_lora_rank == 0 and self.value_lora_alpha is not None:
-            raise ValueError(f"value_lora_alpha {self.value_lora_alpha} scales adapters: set value_lora_rank too")
+        for name, alpha in (("alpha", self.alpha), ("alpha_forward", self.alpha_forward)):
+            if alpha < 0:
+                raise ValueError(f"{name} is {alpha}, it must not be negative: it weighs a KL penalty")
+        self._check_lora("value", self.value_lora_rank, self.value_lora_alpha)
+        self._check_lora("policy", self.policy_lora_rank, self.policy_lora_alpha)
+        self._check_reference()
+
+    def _check_lora(self, network: str, rank: int, alpha: float | None) -> None:
+        if rank < 0:
+            raise ValueError(f"{network}_lora_rank is {rank}, needs a rank, or 0 for no adapters")
+        if rank == 0 and alpha is not None:
+            raise ValueError(f"{network}_lora_alpha {alpha} scales adapters: set {network}_lora_rank too")
+
+    def _check_reference(self) -> None:
+        source = self.reference_from
+        is_cached = source in (ReferenceFrom.CACHED_LOG_PROBS, ReferenceFrom.CACHED_HIDDEN)
+        if self.reference_cache is not None and not is_cached:
+            raise ValueError(
+                f"reference_cache {self.reference_cache} is not used by reference_from {source.value}: choose "
+                "cached_log_probs or cached_hidden"
+            )
+        if source is ReferenceFrom.CACHED_LOG_PROBS and (self.alpha > 0 or self.alpha_forward > 0):
+            raise ValueError(
+                f"alpha is {self.alpha} and alpha_forward {self.alpha_forward}, but cached_log_probs holds the chosen "
+                "tokens' log-probs alone, and the exact KL needs the reference's final hidden states: choose "
+                "reference_from cached_hidden, or set both to 0"
+            )
+        if source is not ReferenceFrom.ADAPTERS_OFF:
+            return
+        if self.policy_lora_rank == 0:
+            raise ValueError("reference_from adapters_off switches the policy's adapters off: set policy_lora_rank")
+        if self.reference not in (None, self.model):
+            raise ValueError(
+                f"reference is {self.reference}, but with reference_from adapters_off it is the model itself: leave "
+                "reference out, or choose live"
+            )

@@ -43,7 +43,8 @@ def dense(hidden: Tensor, head: nn.Linear, ref_hidden: Tensor, ref_head: nn.Line
     policy = torch.distributions.Categorical(logits=head(hidden))
     ref = torch.distributions.Categorical(logits=ref_head(ref_hidden).detach())
     kl = torch.distributions.kl_divergence(policy, ref)
-    return TokenLogProbs(policy.log_prob(chosen), ref.log_prob(chosen), kl, policy.entropy().detach())
+    kl_forward = torch.distributions.kl_divergence(ref, policy)
+    return TokenLogProbs(policy.log_prob(chosen), ref.log_prob(chosen), kl, policy.entropy().detach(), kl_forward)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -51,12 +52,12 @@ def dense(hidden: Tensor, head: nn.Linear, ref_hidden: Tensor, ref_head: nn.Line
 def test_scores_and_gradients_equal_the_dense_ones_for_every_chunk_size(chunk_size, way):
     inputs = WAYS[way](problem())
     hidden, head = inputs[:2]
-    ours, expected = score_tokens(*inputs, chunk_size=chunk_size), dense(*inputs)
-    for name in ("logp", "ref_logp", "kl", "entropy"):
+    ours, expected = score_tokens(*inputs, chunk_size=chunk_size, has_kl_forward=True), dense(*inputs)
+    for name in ("logp", "ref_logp", "kl", "entropy", "kl_forward"):
         assert_close(getattr(ours, name), getattr(expected, name), **EXACT)
     weight = torch.linspace(-1, 1, N, dtype=torch.float64)
     for scored in (ours, expected):
-        (weight * scored.logp + weight.square() * scored.kl).sum().backward()
+        (weight * scored.logp + weight.square() * scored.kl + weight.exp() * scored.kl_forward).sum().backward()
         scored_grads = hidden.grad.clone(), head.weight.grad.clone()
         hidden.grad = head.weight.grad = None
         if scored is ours:
@@ -68,13 +69,52 @@ def test_scores_and_gradients_equal_the_dense_ones_for_every_chunk_size(chunk_si
 @pytest.mark.parametrize("way", WAYS)
 def test_exact_kl_equals_the_loop_over_the_vocabulary(way):
     hidden, head, ref_hidden, ref_head, chosen = WAYS[way](problem())
-    ours = score_tokens(hidden, head, ref_hidden, ref_head, chosen, chunk_size=3)
+    ours = score_tokens(hidden, head, ref_hidden, ref_head, chosen, chunk_size=3, has_kl_forward=True)
     logits, ref_logits = head(hidden).detach().numpy(), ref_head(ref_hidden).detach().numpy()
     for i in range(N):
         log_pi, log_ref = reference.log_softmax(logits[i]), reference.log_softmax(ref_logits[i])
         assert ours.kl[i].item() == pytest.approx(reference.exact_kl(log_pi, log_ref), abs=1e-12)
+        assert ours.kl_forward[i].item() == pytest.approx(reference.exact_kl(log_ref, log_pi), abs=1e-12)
         assert ours.logp[i].item() == pytest.approx(log_pi[chosen[i]], abs=1e-12)
         assert ours.ref_logp[i].item() == pytest.approx(log_ref[chosen[i]], abs=1e-12)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_asking_for_the_forward_kl_leaves_the_other_scores_and_gradients_as_they_are(way):
+    scored = []
+    for has_kl_forward in (False, True):
+        inputs = WAYS[way](problem(dtype=torch.float32))
+        scores = score_tokens(*inputs, chunk_size=3, has_kl_forward=has_kl_forward)
+        assert (scores.kl_forward is not None) == has_kl_forward
+        grads = torch.autograd.grad((scores.logp + scores.kl).sum(), (inputs[0], inputs[1].weight))
+        scored.append((scores.logp, scores.ref_logp, scores.kl, scores.entropy, *grads))
+    for without, beside in zip(*scored, strict=True):
+        assert torch.equal(without, beside)
+
+
+@pytest.mark.parametrize("is_head_trained", [True, False])
+@pytest.mark.parametrize("shift", [-600.0, 600.0])
+def test_forward_kl_does_not_depend_on_a_shift_of_one_heads_logits(shift, is_head_trained):
+    # softmax(z + c) = softmax(z). exp(600) is within float64, but its square is not, and float32 ends at exp(88).
+    scored = []
+    for bias in (0.0, shift):
+        hidden, head, ref_hidden, ref_head, chosen = problem()
+        head.requires_grad_(is_head_trained)
+        ref_head.bias = nn.Parameter(torch.full((V,), bias, dtype=torch.float64))
+        kl = score_tokens(hidden, head, ref_hidden, ref_head, chosen, chunk_size=3, has_kl_forward=True).kl_forward
+        scored.append((kl, torch.autograd.grad(kl.sum(), hidden)[0]))
+    for shifted, plain in zip(*scored, strict=True):
+        assert_close(shifted, plain, rtol=0, atol=1e-11)  # float64 near 600 has steps of 1e-13
+
+
+def test_gradient_of_the_forward_kl_by_logits_is_pi_minus_the_reference():
+    generator = torch.Generator().manual_seed(1)
+    logits, ref_logits = (torch.randn(N, V, dtype=torch.float64, generator=generator) for _ in range(2))
+    logits.requires_grad_(True)
+    chosen, identity = torch.randint(V, (N,), generator=generator), nn.Identity()
+    scored = score_tokens(logits, identity, ref_logits, identity, chosen, chunk_size=2, has_kl_forward=True)
+    (grad,) = torch.autograd.grad(scored.kl_forward.sum(), logits)
+    assert_close(grad, logits.softmax(-1) - ref_logits.softmax(-1), **EXACT)
 
 
 def test_gradient_of_kl_by_logits_is_pi_times_log_ratio_minus_kl():
@@ -145,9 +185,11 @@ def test_scores_of_one_network_equal_those_beside_a_reference(way, n):
 
 def test_equal_networks_have_equal_log_probs_and_zero_kl_exactly():
     hidden, head, _, _, chosen = problem(dtype=torch.float32)
-    scored = score_tokens(hidden, head, hidden, head, chosen, chunk_size=3)
+    scored = score_tokens(hidden, head, hidden, head, chosen, chunk_size=3, has_kl_forward=True)
     assert torch.equal(scored.logp, scored.ref_logp)
-    assert torch.count_nonzero(scored.kl) == 0
+    assert torch.count_nonzero(scored.kl) == torch.count_nonzero(scored.kl_forward) == 0
+    (grad,) = torch.autograd.grad(scored.kl_forward.sum(), head.weight)
+    assert torch.count_nonzero(grad) == 0
 
 
 def test_frozen_head_passes_the_same_gradient_to_the_hidden_states():
@@ -155,9 +197,10 @@ def test_frozen_head_passes_the_same_gradient_to_the_hidden_states():
     grads = []
     for is_trained in (True, False):
         head.requires_grad_(is_trained)
-        scored = score_tokens(hidden, head, ref_hidden, ref_head, chosen, chunk_size=3)
+        scored = score_tokens(hidden, head, ref_hidden, ref_head, chosen, chunk_size=3, has_kl_forward=True)
         weight = torch.linspace(-1, 1, N, dtype=torch.float64)
-        grads += torch.autograd.grad((weight * scored.logp + weight.square() * scored.kl).sum(), hidden)
+        loss = weight * scored.logp + weight.square() * scored.kl + weight.exp() * scored.kl_forward
+        grads += torch.autograd.grad(loss.sum(), hidden)
     assert_close(*grads, **EXACT)
     assert head.weight.grad is None
 

@@ -158,7 +158,7 @@ def test_two_processes_under_zero3_give_the_lora_critic_of_one(policy: Path, tmp
             torch.testing.assert_close(here[name], weight, rtol=0, atol=WEIGHTS_ATOL)
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero3", "fsdp2"])
+@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
 def test_two_processes_on_packed_rows_give_the_losses_of_one_on_padded_rows(
     engine: str, policy: Path, tmp_path: Path, one_process: Run
 ) -> None:
@@ -174,6 +174,40 @@ def test_two_processes_on_packed_rows_give_the_losses_of_one_on_padded_rows(
             assert math.isclose(here, there, rel_tol=rtol, abs_tol=rtol), (name, step, here, there)
 
 
+@pytest.mark.parametrize(
+    ("engine", "changes"),
+    [
+        ("ddp", {"reference_from": "cached_log_probs", "alpha": 0.0}),
+        ("zero3", {"reference_from": "cached_hidden", "alpha_forward": 0.2}),
+        ("ddp", {"reference_from": "adapters_off", "policy_lora_rank": 4}),
+        ("zero3", {"reference_from": "adapters_off", "policy_lora_rank": 4}),
+    ],
+)
+def test_two_processes_with_a_reference_from_elsewhere_are_one_with_a_live_one(
+    policy: Path, tmp_path: Path, engine: str, changes: dict[str, Any]
+) -> None:
+    if engine == "zero3":
+        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install posttrain[deepspeed]")
+    if "policy_lora_rank" in changes:
+        pytest.importorskip("peft", reason="peft is not installed: pip install posttrain[peft]")
+    runs = []
+    for name, batch_size, own in (("single", 4, {**changes, "reference_from": "live"}), (engine, 2, changes)):
+        (tmp_path / name).mkdir()
+        finished = _start(name, policy, tmp_path / name, batch_size=batch_size, **own)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        runs.append(_read(tmp_path / name))
+    one, two = runs
+    assert two.result["n_processes"] == 2
+    for name in {"loss", "loss/policy", "loss/kl_ref", "loss/kl_forward"} & two.result["steps"][0].keys():
+        for step, (here, there) in enumerate(zip(two.column(name), one.column(name), strict=True)):
+            rtol = FIRST_STEP_RTOL if step == 0 else LATER_STEPS_RTOL
+            assert math.isclose(here, there, rel_tol=rtol, abs_tol=rtol), (name, step, here, there)
+    here, there = (load_file(run.folder / "policy" / "model.safetensors") for run in (two, one))
+    assert here.keys() == there.keys()
+    for name, weight in there.items():
+        torch.testing.assert_close(here[name], weight, rtol=0, atol=WEIGHTS_ATOL)
+
+
 def _start(
     engine: str,
     policy: Path,
@@ -181,7 +215,7 @@ def _start(
     *,
     batch_size: int,
     poisoned_row: int | None = None,
-    **changes: float,
+    **changes: Any,
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", f"launch/accelerate/{engine}.yaml", "--main_process_port", str(_free_port())]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainerCallback
 
-from tests.training.tiny_oreo import tiny_config, tiny_trainer, trajectories
+from tests.training.tiny_oreo import N_TOKENS, tiny_config, tiny_trainer, trajectories
 
 
 class Weigh(TrainerCallback):
@@ -67,3 +67,28 @@ def test_lora_value_model_is_a_frozen_trunk_and_small_trained_adapters(policy_fo
     assert scale.n_bytes["value", "gradients"] == 4 * n_adapters
     assert scale.n_bytes["value", "optimizer"] == 8 * n_adapters
     assert scale.n_bytes["value", "weights"] == 4 * (n_adapters + scale.n_parameters["value", False])
+
+
+def held_by(scale: Weigh, network: str) -> list[int]:
+    return [scale.n_bytes[network, kind] for kind in ("weights", "gradients", "optimizer")]
+
+
+def test_lora_policy_with_adapters_off_as_reference_is_one_frozen_body_and_small_trained_adapters(
+    policy_folder, tmp_path
+):
+    pytest.importorskip("peft", reason="peft is not installed: pip install posttrain[peft]")
+    scale = weighed(policy_folder, tmp_path, policy_lora_rank=3, reference_from="adapters_off")
+    n_adapters = 3 * 2 * (4 * (32 + 32) + 3 * (32 + 48))
+    n_frozen = scale.n_parameters["policy", False]
+    assert scale.n_parameters["policy", True] == n_adapters
+    assert held_by(scale, "policy") == [4 * (n_adapters + n_frozen), 4 * n_adapters, 8 * n_adapters]
+    assert held_by(scale, "reference") == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("source", "n_reference"),
+    [("cached_log_probs", 0), ("cached_hidden", N_TOKENS * 32)],  # of cached hidden states the head remains, V * D
+)
+def test_cached_reference_is_at_most_its_head(policy_folder, tmp_path, source, n_reference):
+    scale = weighed(policy_folder, tmp_path, reference_from=source, alpha=0.0)
+    assert held_by(scale, "reference") == [4 * n_reference, 0, 0]

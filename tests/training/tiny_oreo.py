@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from posttrain.schema import EncodedTrajectory
-from posttrain.training.oreo import OreoConfig, build_trainer, load_networks
+from posttrain.training.oreo import CACHED_COLUMNS, OreoConfig, build_trainer, load_networks
+from posttrain.training.reference_scoring import prepare_reference_cache
 from posttrain.training.trainer import ObjectiveTrainer
 
 N_TOKENS = 40
@@ -89,7 +90,10 @@ def tiny_config(policy: Path, output_dir: Path, **changes: Any) -> OreoConfig:
 
 def tiny_trainer(config: OreoConfig, rows: list[EncodedTrajectory]) -> ObjectiveTrainer:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(config.model)
-    return build_trainer(config, load_networks(config), rows, tokenizer)
+    cache = None
+    if config.reference_from in CACHED_COLUMNS:
+        cache = prepare_reference_cache(config, rows, tokenizer, rows_per_shard=5)
+    return build_trainer(config, load_networks(config, cache), rows, tokenizer, cache)
 
 
 def step_logs(trainer: ObjectiveTrainer) -> list[dict[str, float]]:
