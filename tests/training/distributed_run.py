@@ -99,8 +99,9 @@ def dpo_trainer(inputs: Path, output_dir: Path, batch_size: int) -> Trainer:
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=N_MICRO_BATCHES,
         max_steps=N_STEPS,
-        learning_rate=1e-3,
-        max_grad_norm=1.0,
+        beta=0.3,
+        learning_rate=1e-2,
+        max_grad_norm=1.0,  # below every norm that is seen
         logging_steps=1,
         save_strategy="no",
         report_to="none",
