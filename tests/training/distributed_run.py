@@ -3,9 +3,9 @@
     accelerate launch --config_file launch/accelerate/<x>.yaml \
         -m tests.training.distributed_run INPUTS OUT BATCH_SIZE ROLES [POISONED_ROW]
 
-INPUTS holds what `write_inputs` wrote. ROLES are names of ROLES joined by commas; they are trained one after the other,
-because starting the processes takes longer than training. Writes OUT/<role>/result.json with what each step logged, and
-for OREO OUT/<role>/rows-<rank>.json with the row ids of each micro-batch.
+INPUTS holds what `write_inputs` wrote. ROLES are names of ROLES joined by commas; they are trained one after the
+other, because starting the processes takes longer than training. Writes OUT/<role>/result.json with what each step
+logged, and for OREO OUT/<role>/rows-<rank>.json with the row ids of each micro-batch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Run by test_zero3_export in a process of its own: what vLLM says about trained networks, as JSON.
 
-Usage: python zero3_export_vllm.py POLICY OUTPUT_JSON VALUE_MODEL [VALUE_MODEL ...]
+Usage: python -m tests.training.zero3_export_vllm POLICY OUTPUT_JSON VALUE_MODEL [VALUE_MODEL ...]
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import gc
 import json
 import sys
 from pathlib import Path
-
-import vllm
 
 from posttrain.rollout.vllm_engine import VllmEngine
 from posttrain.sampling import SamplingParams
@@ -40,6 +38,8 @@ def greedy_answers(policy: str) -> list[dict[str, list[float]]]:
 
 def values_of_prefixes(path: str) -> list[list[float]]:
     """V of every prefix of every probe but the whole row: vLLM's classifier pools the last token."""
+    import vllm  # not above: the tests, which run without vLLM too, read a number of this module
+
     llm = vllm.LLM(
         path,
         runner="pooling",
