@@ -45,8 +45,8 @@ def test_slurm_file_starts_one_launcher_per_node_with_its_rank(tmp_path: Path):
     assert finished.returncode == 0, finished.stderr
     expected = (
         "-m accelerate.commands.launch --config_file launch/accelerate/zero3.yaml --num_machines 2 "
-        "--machine_rank {rank} --num_processes 8 --main_process_ip node7 --main_process_port 21234 --deepspeed_multinode_launcher standard "
-        "-m posttrain oreo --config a b.yaml"
+        "--machine_rank {rank} --num_processes 8 --main_process_ip node7 --main_process_port 21234 "
+        "--deepspeed_multinode_launcher standard -m posttrain oreo --config a b.yaml"
     )
     assert finished.stdout.splitlines() == [expected.format(rank=0), expected.format(rank=1)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,7 +15,7 @@ from accelerate.utils import gather_object
 
 from posttrain.training.checkpoint import MARKER, list_checkpoints
 
-ROLL_CALL = timedelta(seconds=10)  # how long a process waits for the others to say that they are there
+ROLL_CALL_S = 10.0  # how long a process waits for the others to say that they are there
 
 
 class LostProcessError(RuntimeError):
@@ -64,10 +65,9 @@ def _roll_call(rank: int, hosts: Sequence[str]) -> str:
     """Who does not answer: every process that meets the failure signs in at the store of the launcher."""
     main, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        store = dist.TCPStore(main, port, is_master=False, timeout=ROLL_CALL)
-        prefix = f"posttrain/lost/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        store.set(f"{prefix}/{rank}", "here")
-        absent = [other for other in range(len(hosts)) if not _has_signed_in(store, f"{prefix}/{other}")]
+        store = dist.TCPStore(main, port, is_master=False, timeout=timedelta(seconds=ROLL_CALL_S))
+        store.set(_sign(rank), "here")
+        absent = _absent(store, len(hosts))
     except dist.DistError:
         return f"the main host {main}:{port} does not answer: it is lost, or has ended already"
     if not absent:
@@ -75,9 +75,15 @@ def _roll_call(rank: int, hosts: Sequence[str]) -> str:
     return "no answer from " + ", ".join(f"rank {other} on {hosts[other]}" for other in absent)
 
 
-def _has_signed_in(store: dist.TCPStore, key: str) -> bool:
-    try:
-        store.wait([key], ROLL_CALL)
-    except dist.DistStoreError:
-        return False
-    return True
+def _absent(store: dist.TCPStore, n_ranks: int) -> list[int]:
+    """The ranks that have not signed in when ROLL_CALL_S seconds are over."""
+    absent = list(range(n_ranks))
+    end = time.monotonic() + ROLL_CALL_S
+    while absent and time.monotonic() < end:
+        absent = [rank for rank in absent if not store.check([_sign(rank)])]
+        time.sleep(0.1)
+    return absent
+
+
+def _sign(rank: int) -> str:
+    return f"posttrain/lost/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{rank}"
