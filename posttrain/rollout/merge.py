@@ -42,8 +42,10 @@ def merge(config: MergeConfig) -> Path:
     for path, summary in zip(paths, summaries, strict=True):
         _require_count(path, summary["n_rows"])
     _write(config.output, paths, chunk_rows=chunk_rows, n_per_problem=run["samples_per_problem"])
+    shared = {key: value for key, value in summaries[0].items() if key != "last_run"}  # each shard had its own
+    shared["config"] = {**shared["config"], "shard": None}
     RowFile(config.output, n_per_problem=run["samples_per_problem"]).write_summary(
-        {**summaries[0], "run": run, **tally.to_json(), "shards": [path.name for path in paths]}
+        {**shared, "run": run, **tally.to_json(), "shards": [path.name for path in paths]}
     )
     print(f"{config.output}: {tally.n_rows:,} answers to {tally.n_problems:,} problems of {len(paths)} shards")
     return config.output
