@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from accelerate.utils import gather_object
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] - public, without __all__
 
 from posttrain.training.checkpoint import MARKER, list_checkpoints
 
@@ -65,7 +66,7 @@ def _roll_call(rank: int, hosts: Sequence[str]) -> str:
     """Who does not answer: every process that meets the failure signs in at the store of the launcher."""
     main, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        store = dist.TCPStore(main, port, is_master=False, timeout=timedelta(seconds=ROLL_CALL_S))
+        store = TCPStore(main, port, is_master=False, timeout=timedelta(seconds=ROLL_CALL_S))
         store.set(_sign(rank), "here")
         absent = _absent(store, len(hosts))
     except dist.DistError:
@@ -75,7 +76,7 @@ def _roll_call(rank: int, hosts: Sequence[str]) -> str:
     return "no answer from " + ", ".join(f"rank {other} on {hosts[other]}" for other in absent)
 
 
-def _absent(store: dist.TCPStore, n_ranks: int) -> list[int]:
+def _absent(store: TCPStore, n_ranks: int) -> list[int]:
     """The ranks that have not signed in when ROLL_CALL_S seconds are over."""
     absent = list(range(n_ranks))
     end = time.monotonic() + ROLL_CALL_S

@@ -103,7 +103,7 @@ class SafeCheckpointing(Trainer):
 
     def save_weights(self, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
         """Write the model as a folder that `from_pretrained` reads; `state_dict` is what an engine has gathered."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if state_dict is not None:  # engines gather a tied weight twice, as two tensors
             tied = model.all_tied_weights_keys
             state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
