@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from posttrain.data.rows import parse_trajectory
 from posttrain.data.sources import OnBadRow, read_rows
@@ -182,5 +183,6 @@ def start_engine(config: CollectConfig, shard: str) -> subprocess.Popen[bytes]:
     for name in ("model", "problems", "dtype", "device", "batch_size", "problems_per_chunk", "samples_per_problem"):
         command += [f"--{name}", str(getattr(config, name))]
     command += ["--max_new_tokens", str(config.max_new_tokens), "--seed", str(config.seed)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    # As many threads as here: sums of other parts end in other last bits.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
