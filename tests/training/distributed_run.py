@@ -35,7 +35,9 @@ N_STEPS = 6
 GLOBAL_BATCH = 8
 N_MICRO_BATCHES = 2
 OREO_ROLES = {"separate": {}, "lora": {"value_lora_rank": 4}}
-ROLES = (*OREO_ROLES, "dpo")
+ROLES = (*OREO_ROLES, "dpo")  # packed rows are compared with padded ones, so they are trained apart
+PACKED = "packed"
+CHANGES = {**OREO_ROLES, PACKED: {"padding_free": True}}
 
 
 def write_inputs(folder: Path) -> Path:
@@ -59,7 +61,7 @@ def main(inputs: Path, output_dir: Path, batch_size: int, roles: list[str], pois
         if role == "dpo":
             trainer: Trainer = dpo_trainer(inputs, output_dir / role, batch_size)
         else:
-            trainer = oreo_trainer(inputs, output_dir / role, batch_size, OREO_ROLES[role], poisoned_row)
+            trainer = oreo_trainer(inputs, output_dir / role, batch_size, CHANGES[role], poisoned_row)
         trainer.train()
         trainer.save_model()
         _write_result(trainer, output_dir / role)

@@ -174,21 +174,26 @@ def _train_all_roles(engine: str, inputs: Path, folder: Path, *, batch_size: int
     pytest.importorskip("peft", reason="peft is not installed: pip install posttrain[peft]")
     finished = _start(engine, inputs, folder, batch_size=batch_size, roles=ROLES)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    return {role: Run(folder / role, json.loads((folder / role / "result.json").read_text())) for role in ROLES}
+    return {role: _read(folder / role) for role in ROLES}
+
+
+def _read(folder: Path) -> Run:
+    return Run(folder, json.loads((folder / "result.json").read_text()))
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3", "fsdp2"])
 def test_two_processes_on_packed_rows_give_the_losses_of_one_on_padded_rows(
-    engine: str, policy: Path, tmp_path: Path, one_process: Run
+    engine: str, inputs: Path, tmp_path: Path, one_process: Runs
 ) -> None:
     if engine.startswith("zero"):
         pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install posttrain[deepspeed]")
-    finished = _start(engine, policy, tmp_path, batch_size=2, padding_free=True)
+    finished = _start(engine, inputs, tmp_path, batch_size=2, roles=[distributed_run.PACKED])
     assert finished.returncode == 0, finished.stderr[-3000:]
-    packed = _read(tmp_path)
-    assert packed.result["engine"] == ENGINES[engine]
+    packed = _read(tmp_path / distributed_run.PACKED)
+    assert packed.result["engine"].startswith(ENGINES[engine])
+    padded = one_process["separate"]
     for name in ("loss", "loss/value", "loss/policy", "loss/kl_ref"):
-        for step, (here, there) in enumerate(zip(packed.column(name), one_process.column(name), strict=True)):
+        for step, (here, there) in enumerate(zip(packed.column(name), padded.column(name), strict=True)):
             rtol = FIRST_STEP_RTOL if step == 0 else LATER_STEPS_RTOL
             assert math.isclose(here, there, rel_tol=rtol, abs_tol=rtol), (name, step, here, there)
 
