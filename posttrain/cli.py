@@ -60,6 +60,12 @@ VERBS = (
         function="posttrain.rollout.collect:collect",
     ),
     Verb(
+        "merge",
+        "Join the shards of a collection that several engines have sampled into one file of rows.",
+        config="posttrain.rollout.merge:MergeConfig",
+        function="posttrain.rollout.merge:merge",
+    ),
+    Verb(
         "data check",
         "Read every row of a source; say what is wrong, where, and how many are dropped or truncated.",
         config="posttrain.data.inspect:DataCheckConfig",

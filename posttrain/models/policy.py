@@ -42,8 +42,19 @@ def load_policy(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
+def load_reference(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
+    """The reference π_ref from its files: no gradient, evaluation mode. Raises what `load_policy` raises."""
+    reference = load_policy(path, dtype=dtype)
+    reference.requires_grad_(False)
+    return reference.eval()
+
+
 def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
-    """The reference π_ref: same weights, no gradient, evaluation mode."""
+    """The reference π_ref: same weights, no gradient, evaluation mode.
+
+    For a policy that is whole in this process; under ZeRO-3 its weights are shards that cannot be copied, so there use
+    `load_reference`.
+    """
     reference = copy.deepcopy(policy)
     reference.requires_grad_(False)
     return reference.eval()

@@ -23,6 +23,7 @@ from posttrain.models.policy import load_policy
 from posttrain.pretrained import load_tokenizer
 from posttrain.rewards.grade import grade
 from posttrain.rollout.row_file import RowFile
+from posttrain.rollout.shards import Shard
 from posttrain.rollout.tally import Tally
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.rollout.vllm_engine import VllmEngine
@@ -63,6 +64,12 @@ class CollectConfig:
     stop: tuple[str, ...] = _option("Strings that end an answer; they are kept in it.", ())
     seed: int = _option("Each answer draws from a stream of its own, set by this, the problem's id and its place.", 0)
     limit: int | None = _option("Take the first so many problems.", None, "problems")
+    shard: str | None = _option(
+        "index/count, such as 0/2: take every count-th chunk of problems, and write rows-0-of-2.jsonl for an output "
+        "rows.jsonl; `posttrain merge` joins the shards.",
+        None,
+        "problems",
+    )
     template: TemplateName = _option("How a question becomes a prompt.", "plain", "problems")
     instruction: str = _option("System message of the chat template.", "", "problems")
 
@@ -70,6 +77,8 @@ class CollectConfig:
         for name in ("batch_size", "problems_per_chunk", "samples_per_problem"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, needs at least 1")
+        if self.shard is not None:
+            Shard.parse(self.shard)
 
     def sampling_params(self) -> SamplingParams:
         return SamplingParams(
@@ -87,7 +96,8 @@ def collect(config: CollectConfig) -> Path:
 
     Rows are appended a chunk of problems at a time. A run that was stopped goes on after its last whole chunk and
     ends with the rows, byte for byte, of a run that was not (same machine and versions). Raises ValueError when the
-    file at `output` is of another model, other problems or other sampling parameters.
+    file at `output` is of another model, other problems or other sampling parameters. With `config.shard` only the
+    problems of that shard are taken, and the file is that shard's.
     """
     params = config.sampling_params()
     tokenizer = load_tokenizer(config.model)
@@ -95,8 +105,13 @@ def collect(config: CollectConfig) -> Path:
     problems = read_problems(config.problems, limit=config.limit, template=template)
     require_distinct_ids(problems)
     run = {**_shown(config, but=_MAY_CHANGE), "model_sha256": _weights_sha256(Path(config.model))}
+    n_of_all_shards, path = len(problems), config.output
+    if config.shard is not None:
+        shard = Shard.parse(config.shard)
+        run["problems_per_chunk"] = config.problems_per_chunk  # of another size, chunks would be dealt otherwise
+        problems, path = shard.of(problems, chunk_size=config.problems_per_chunk), shard.path(config.output)
     tally = Tally()
-    file = RowFile(config.output, n_per_problem=config.samples_per_problem)
+    file = RowFile(path, n_per_problem=config.samples_per_problem)
     file.claim(run)
     n_done = file.resume(problems, problems_per_chunk=config.problems_per_chunk, count=tally.add)
     n_tokens_before, start = tally.n_tokens, time.monotonic()
@@ -117,20 +132,10 @@ def collect(config: CollectConfig) -> Path:
         "seconds": seconds,  # start-up of the engine included
         "tokens_per_second": (tally.n_tokens - n_tokens_before) / seconds,
     }
-    versions = {"posttrain": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    file.write_summary(
-        {
-            "is_complete": True,
-            "run": run,
-            **tally.to_json(),
-            "last_run": last_run,
-            "config": _shown(config),
-            "tokenizer": tokenizer_card(tokenizer),
-            **versions,
-        }
-    )
-    print(f"{config.output}: {tally.n_rows:,} answers to {tally.n_problems:,} problems, {tally.progress()}")
-    return config.output
+    counts = {**tally.to_json(), "n_problems_of_all_shards": n_of_all_shards, "last_run": last_run}
+    file.write_summary({"is_complete": True, "run": run, **counts, **_origin(config, tokenizer)})
+    print(f"{path}: {tally.n_rows:,} answers to {tally.n_problems:,} problems, {tally.progress()}")
+    return path
 
 
 def collect_rows(
@@ -185,6 +190,12 @@ def _engine(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, problems:
         return VllmEngine(config.model, dtype=config.dtype, max_model_len=min(longest, n_positions))
     model = load_policy(config.model, dtype=getattr(torch, config.dtype))
     return TransformersEngine(model, tokenizer, batch_size=config.batch_size, device=device_named(config.device))
+
+
+def _origin(config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
+    """What made the rows: configuration, tokenizer and versions."""
+    versions = {"posttrain": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {"config": _shown(config), "tokenizer": tokenizer_card(tokenizer), **versions}
 
 
 def _shown(config: CollectConfig, but: frozenset[str] = frozenset()) -> dict[str, object]:

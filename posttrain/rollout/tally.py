@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from posttrain.rewards.grade import grade
 from posttrain.schema import FinishReason, Grade, Problem, TrajectoryRow
@@ -30,6 +31,22 @@ class Tally:
         self.n_tokens += sum(end - start for row in rows for start, end in row.action_spans)
         self.n_cut += sum(row.finish_reason is FinishReason.LENGTH for row in rows)
         self.n_by_grade += grades
+
+    @classmethod
+    def from_json(cls, counts: Mapping[str, Any]) -> Self:
+        """The sums of which `to_json` made `counts`."""
+        return cls(
+            n_problems=counts["n_problems"],
+            n_solved=counts["n_problems_solved"],
+            n_mixed=counts["n_problems_mixed"],
+            n_tokens=counts["n_tokens"],
+            n_cut=counts["n_cut_by_length"],
+            n_by_grade=Counter({g: counts[f"n_{g.value}"] for g in Grade}),
+        )
+
+    def __add__(self, other: Tally) -> Tally:
+        """The sums over the problems of both."""
+        return Tally(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
     @property
     def n_rows(self) -> int:

@@ -72,7 +72,7 @@ def commit_checkpoint(folder: Path) -> None:
     staging.rename(folder)
     flush(folder.parent)
     marker = folder / MARKER
-    marker.write_text(file_sha256(folder / MANIFEST) + "\n")
+    marker.write_bytes(_marker_content(folder))
     flush(marker)
     flush(folder)
     staging.parent.rmdir()
@@ -87,7 +87,7 @@ def verify_checkpoint(folder: Path) -> None:
     if not marker.is_file():
         raise DamagedCheckpointError(f"{folder} has no {MARKER} marker: the save was interrupted")
     manifest_path = folder / MANIFEST
-    if not manifest_path.is_file() or file_sha256(manifest_path) != marker.read_text().strip():
+    if not manifest_path.is_file() or marker.read_bytes() != _marker_content(folder):
         raise DamagedCheckpointError(f"{manifest_path} is missing or not the file that {MARKER} was written for")
     for name, expected in json.loads(manifest_path.read_text()).items():
         _verify_file(folder / name, expected)
@@ -161,6 +161,10 @@ def file_sha256(path: Path) -> str:
     """The sha256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _marker_content(folder: Path) -> bytes:
+    return file_sha256(folder / MANIFEST).encode() + b"\n"
 
 
 def _verify_file(path: Path, expected: dict[str, Any]) -> None:

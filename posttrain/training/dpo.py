@@ -20,7 +20,7 @@ from posttrain.data.rows import parse_preference, parse_trajectory
 from posttrain.data.sources import Rows, RowsError, read_rows
 from posttrain.data.tokenizer_card import require_same_tokens
 from posttrain.models.actor_critic import require_same_vocabulary
-from posttrain.models.policy import frozen_copy, load_policy
+from posttrain.models.policy import load_policy, load_reference
 from posttrain.pretrained import load_tokenizer
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
 from posttrain.training.metrics import MetricsFile
@@ -141,11 +141,11 @@ def build_dpo_trainer(
     """trl's trainer on encoded pairs, with the reference in memory and dropout off in both models."""
     dtype = getattr(torch, config.dtype)
     policy = load_policy(config.model, dtype=dtype)
-    reference = policy if config.reference is None else load_policy(config.reference, dtype=dtype)
+    reference = load_reference(config.reference or config.model, dtype=dtype)
     require_same_vocabulary(policy, reference, "reference", "it must be the model that the policy started from")
     return DpoTrainer(
         model=policy,
-        ref_model=frozen_copy(reference),
+        ref_model=reference,
         args=config,
         train_dataset=Dataset.from_list(list(pairs)),
         processing_class=tokenizer,

@@ -30,6 +30,7 @@ from posttrain.training.checkpoint import (
     verify_checkpoint,
     write_json,
 )
+from posttrain.training.lost_process import naming_lost_processes
 from posttrain.training.training_state import (
     load_optimizer,
     load_rng_state,
@@ -67,11 +68,13 @@ class SafeCheckpointing(Trainer):
         """Train, from the start or from a checkpoint that is verified first.
 
         `resume_from_checkpoint` is a folder; True for the newest complete one (ValueError when there is none); or
-        "latest" for the newest complete one or, when there is none, the start.
+        "latest" for the newest complete one or, when there is none, the start. Raises LostProcessError when another
+        process of a distributed run is gone.
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         self._resumed_from = None if checkpoint is None else Path(checkpoint)
-        return super().train(checkpoint, trial, ignore_keys_for_eval)
+        with naming_lost_processes(Path(self.args.output_dir)):
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -100,7 +103,10 @@ class SafeCheckpointing(Trainer):
 
     def save_weights(self, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
         """Write the model as a folder that `from_pretrained` reads; `state_dict` is what an engine has gathered."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if state_dict is not None:  # engines gather a tied weight twice, as two tensors
+            tied = model.all_tied_weights_keys
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
         model.save_pretrained(folder, state_dict=state_dict)
 
     def progress(self) -> dict[str, Any]:

@@ -53,8 +53,14 @@ def save_optimizer(folder: Path, optimizer: Optimizer, named_parameters: NamedPa
 def load_optimizer(folder: Path, optimizer: Optimizer, named_parameters: NamedParameters) -> None:
     """Restore what `save_optimizer` wrote into an optimiser over the same named parameters.
 
-    Raises ValueError when a parameter group does not hold the parameters it was saved with.
+    Raises ValueError when a parameter group does not hold the parameters it was saved with, and FileNotFoundError when
+    DeepSpeed or FSDP saved the state in a form of their own.
     """
+    if not (folder / OPTIMIZER_GROUPS).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {OPTIMIZER_GROUPS}: it was saved under DeepSpeed or FSDP, whose optimiser state only "
+            "the same engine reads. Resume with that engine, or start a new run from the networks in the folder"
+        )
     names = {parameter: name for name, parameter in named_parameters}
     saved = json.loads((folder / OPTIMIZER_GROUPS).read_text())
     groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]

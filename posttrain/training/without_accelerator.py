@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 from transformers import TrainingArguments
 
 
@@ -20,3 +22,14 @@ def choose_cpu(config: TrainingArguments) -> None:
         config.ddp_backend = "gloo"  # with use_cpu accelerate would not start DeepSpeed
     else:
         config.use_cpu = True
+        _connect(config)
+
+
+def _connect(config: TrainingArguments) -> None:
+    """Join the launcher's processes over gloo with the config's `ddp_timeout`.
+
+    With `use_cpu` transformers leaves the timeout out: when a host lost power, the others would wait for 30 minutes. A
+    group that exists is kept.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group(config.ddp_backend or "gloo", timeout=timedelta(seconds=config.ddp_timeout))

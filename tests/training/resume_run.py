@@ -1,7 +1,8 @@
-"""A small training run in a process of its own, for test_resume to kill: resume_run.py KIND RUN_DIR [KILL_AT_FILE].
+"""A small training run for test_resume to kill; `main` is called in a process of its own.
 
-KIND is "oreo" (the library's trainer on three networks) or "dropout" (a bare Trainer whose losses hang on the random
-generator). With KILL_AT_FILE, the end of a path, the process sends itself SIGKILL when it opens such a file.
+`kind` is "oreo" (the library's trainer on three networks) or "dropout" (a bare Trainer whose losses hang on the random
+generator). With `kill_at_file`, the end of a path, the process sends itself SIGKILL when it opens such a file.
+Beside RUN_DIR, `.log` takes what it prints and `.steps` grows by a byte with every optimiser step.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
 from posttrain.training.metrics import MetricsFile
 from posttrain.training.safe_checkpointing import SafeCheckpointing
@@ -34,14 +35,27 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def main(kind: str, run_dir: Path, kill_at_file: str | None) -> None:
+def main(kind: str, run_dir: Path, kill_at_file: str | None = None) -> None:
+    log = os.open(run_dir.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, sys.stdout.fileno())
+    os.dup2(log, sys.stderr.fileno())
     if kill_at_file is not None:
         sys.addaudithook(lambda event, args: _kill_when_opened(kill_at_file, event, args))
     torch.set_num_threads(1)
     trainer = {"oreo": oreo_trainer, "dropout": dropout_trainer}[kind](run_dir)
     trainer.add_callback(MetricsFile())
+    trainer.add_callback(StepCount(run_dir.with_suffix(".steps")))
     trainer.train(resume_from_checkpoint="latest")
     trainer.save_model()
+
+
+class StepCount(TrainerCallback):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
+        with self.path.open("ab") as file:
+            file.write(b".")
 
 
 def oreo_trainer(run_dir: Path) -> SafeCheckpointing:
@@ -71,7 +85,3 @@ def dropout_trainer(run_dir: Path) -> SafeCheckpointing:
 def _kill_when_opened(ending: str, event: str, args: tuple[object, ...]) -> None:
     if event == "open" and str(args[0]).endswith(ending):
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None)

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training import distributed_run
-from tests.training.tiny_oreo import write_policy
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -27,13 +27,34 @@ ENGINES = {
     "zero1": "DeepSpeedEngine",
     "zero2": "DeepSpeedEngine",
     "zero3": "DeepSpeedEngine",
-    "fsdp2": "FSDPActorCritic",
+    "fsdp2": "FSDP",
 }
 SHARDS_WEIGHTS = ("zero3", "fsdp2")
+ROLES = distributed_run.ROLES
+OF_OREO = ("loss", "loss/value", "loss/policy", "value/mean", "policy/entropy")
+LOGGED = {
+    "separate": (*OF_OREO, "loss/kl_ref"),
+    "lora": (*OF_OREO, "loss/kl_ref"),
+    "adapters_off": (*OF_OREO, "loss/kl_ref"),
+    "cached_hidden": (*OF_OREO, "loss/kl_ref", "loss/kl_forward"),
+    "cached_log_probs": OF_OREO,
+    "dpo": ("loss", "rewards/margins", "rewards/chosen", "logps/chosen", "logps/rejected", "entropy"),
+}
+MAX_NORMS = {  # of the clips in distributed_run
+    "separate": {"policy/grad_norm": 0.3, "value/grad_norm": 0.7},
+    "lora": {"policy/grad_norm": 0.3, "value/grad_norm": 0.7},
+    "dpo": {"grad_norm": 1.0},
+}
+NETWORKS = ("policy/model.safetensors", "value/model.safetensors")
+WEIGHTS = {
+    **dict.fromkeys(distributed_run.OREO_ROLES, NETWORKS),
+    "lora": (*NETWORKS, "value/lora/weights.safetensors"),
+    "dpo": ("model.safetensors",),
+}
 
 # Both sides run in float32 (2^-24 = 6e-8 per operation) and add the same numbers in another order: micro-batches of 4
 # rows here, of 2 rows on each of two ranks there. One forward pass differs by a few units in the last place; five
-# Adam steps, each of which divides by sqrt(v), were seen to raise that to 1.3e-6 of the loss.
+# Adam steps, each of which divides by sqrt(v), were seen to raise that to 1.7e-6 of the loss.
 FIRST_STEP_RTOL = 1e-6
 LATER_STEPS_RTOL = 2e-5
 # A weight moves by about its learning rate per step whatever the size of its gradient, so where a gradient is almost 0
@@ -59,175 +80,145 @@ class Run:
         return [step[name] for step in self.result["steps"]]
 
 
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_policy(tmp_path_factory.mktemp("policy"))
+Runs = dict[str, Run]  # role -> its run
 
 
 @pytest.fixture(scope="module")
-def one_process(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("one_process")
-    finished = _start("single", policy, folder, batch_size=4)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return _read(folder)
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return distributed_run.write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def one_process(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return _train_all_roles("single", inputs, tmp_path_factory.mktemp("one_process"), batch_size=4)
 
 
 @pytest.fixture(scope="module", params=list(ENGINES))
-def two_processes(request: pytest.FixtureRequest, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    if request.param.startswith("zero"):
+def two_processes(request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    engine = request.param
+    if engine.startswith("zero"):
         pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install posttrain[deepspeed]")
-    folder = tmp_path_factory.mktemp(request.param)
-    finished = _start(request.param, policy, folder, batch_size=2)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    run = _read(folder)
-    assert run.result["n_processes"] == 2
-    assert run.result["engine"] == ENGINES[request.param]
-    assert run.result["sharded"] == (0.5 if request.param in SHARDS_WEIGHTS else 1.0)
-    return run
+    runs = _train_all_roles(engine, inputs, tmp_path_factory.mktemp(engine), batch_size=2)
+    for run in runs.values():
+        assert run.result["n_processes"] == 2
+        assert run.result["engine"].startswith(ENGINES[engine])
+        assert run.result["sharded"] == (0.5 if engine in SHARDS_WEIGHTS else 1.0)
+    return runs
 
 
-def test_two_processes_step_through_the_same_rows_in_the_same_order(two_processes: Run, one_process: Run) -> None:
-    assert two_processes.rows_of_steps() == one_process.rows_of_steps()
-    assert all(len(rows) == distributed_run.GLOBAL_BATCH for rows in two_processes.rows_of_steps())
+@pytest.mark.parametrize("role", distributed_run.OREO_ROLES)
+def test_two_processes_step_through_the_same_rows_in_the_same_order(
+    two_processes: Runs, one_process: Runs, role: str
+) -> None:
+    rows = two_processes[role].rows_of_steps()
+    assert rows == one_process[role].rows_of_steps()
+    assert all(len(rows_of_step) == distributed_run.GLOBAL_BATCH for rows_of_step in rows)
 
 
-def test_two_processes_give_the_losses_of_one(two_processes: Run, one_process: Run) -> None:
-    for name in ("loss", "loss/value", "loss/policy", "loss/kl_ref", "value/mean", "policy/entropy"):
-        for step, (here, there) in enumerate(zip(two_processes.column(name), one_process.column(name), strict=True)):
+@pytest.mark.parametrize("role", ROLES)
+def test_two_processes_log_at_steps_0_to_5_what_one_does(two_processes: Runs, one_process: Runs, role: str) -> None:
+    two, one = two_processes[role], one_process[role]
+    for name in LOGGED[role]:
+        for step, (here, there) in enumerate(zip(two.column(name), one.column(name), strict=True)):
             rtol = FIRST_STEP_RTOL if step == 0 else LATER_STEPS_RTOL
             assert math.isclose(here, there, rel_tol=rtol, abs_tol=rtol), (name, step, here, there)
+    assert len(two.column("loss")) == distributed_run.N_STEPS
 
 
-def test_the_value_is_zero_at_step_0_of_two_processes(two_processes: Run) -> None:
+@pytest.mark.parametrize("role", distributed_run.OREO_ROLES)
+def test_the_value_is_zero_at_step_0_of_two_processes(two_processes: Runs, role: str) -> None:
     # V = 0 and log-ratio = 0: both squared residuals are R^2, and 5 of the 8 rewards are 1.
-    first = two_processes.result["steps"][0]
+    first = two_processes[role].result["steps"][0]
     assert first["value/mean"] == 0.0
-    assert first["policy/log_ratio"] == 0.0
+    # A cache was filled in batches of other shapes: units in the last place of log-probabilities near -4, summed.
+    assert abs(first["policy/log_ratio"]) <= (1e-6 if role.startswith("cached") else 0.0)
     assert first["reward"] == 0.625
     assert math.isclose(first["loss"], 2 * 0.625, rel_tol=FIRST_STEP_RTOL)
 
 
-def test_two_processes_see_the_norms_of_one_and_clip_both(two_processes: Run, one_process: Run) -> None:
-    for name, max_norm in (("policy/grad_norm", 0.3), ("value/grad_norm", 0.7)):
-        assert min(two_processes.column(name)) > max_norm  # so both clips acted in every step
-        for here, there in zip(two_processes.column(name), one_process.column(name), strict=True):
+def test_dpo_starts_at_log_2_and_moves_on_two_processes(two_processes: Runs) -> None:
+    losses = two_processes["dpo"].column("loss")
+    assert math.isclose(losses[0], math.log(2), rel_tol=FIRST_STEP_RTOL)  # policy = reference: −log σ(0)
+    assert max(abs(loss - math.log(2)) for loss in losses) > 0.01  # so equal later losses say something
+
+
+@pytest.mark.parametrize("role", MAX_NORMS)
+def test_two_processes_see_the_norms_of_one_and_clip_all(two_processes: Runs, one_process: Runs, role: str) -> None:
+    two, one = two_processes[role], one_process[role]
+    for name, max_norm in MAX_NORMS[role].items():
+        assert min(two.column(name)) > max_norm  # so the clip acted in every step
+        for here, there in zip(two.column(name), one.column(name), strict=True):
             assert math.isclose(here, there, rel_tol=LATER_STEPS_RTOL), name
 
 
-@pytest.mark.parametrize("network", ["policy", "value"])
-def test_two_processes_end_with_the_weights_of_one(two_processes: Run, one_process: Run, network: str) -> None:
-    here = load_file(two_processes.folder / network / "model.safetensors")
-    there = load_file(one_process.folder / network / "model.safetensors")
-    assert here.keys() == there.keys()
-    for name, weight in there.items():
-        torch.testing.assert_close(
-            here[name], weight, rtol=0, atol=WEIGHTS_ATOL, msg=lambda text, name=name: name + text
-        )
+@pytest.mark.parametrize("role", ROLES)
+def test_two_processes_end_with_the_weights_of_one(two_processes: Runs, one_process: Runs, role: str) -> None:
+    for file in WEIGHTS[role]:
+        here, there = (load_file(runs[role].folder / file) for runs in (two_processes, one_process))
+        assert here.keys() == there.keys(), file
+        for name, weight in there.items():
+            torch.testing.assert_close(
+                here[name], weight, rtol=0, atol=WEIGHTS_ATOL, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])
 def test_all_ranks_stop_when_one_of_them_meets_a_row_that_is_not_finite(
-    engine: str, policy: Path, tmp_path: Path, one_process: Run
+    engine: str, inputs: Path, tmp_path: Path, one_process: Runs
 ) -> None:
-    poisoned = sorted(one_process.rows_of_steps()[2])[0]
-    finished = _start(engine, policy, tmp_path, batch_size=2, poisoned_row=poisoned)
+    poisoned = sorted(one_process["separate"].rows_of_steps()[2])[0]
+    finished = _start(engine, inputs, tmp_path, batch_size=2, roles=["separate"], poisoned_row=poisoned)
     assert finished.returncode != 0
     assert "step 2 was stopped before the optimiser moved" in finished.stderr
     assert f"is NaN or Inf on rows [{poisoned}]" in finished.stderr
-    reports = [json.loads(path.read_text()) for path in tmp_path.glob("non_finite/step-2/rank-*.json")]
+    reports = [json.loads(path.read_text()) for path in tmp_path.glob("separate/non_finite/step-2/rank-*.json")]
     assert sorted((len(report["row_ids"]), report["row_ids"]) for report in reports) == [(0, []), (1, [poisoned])]
-    assert not (tmp_path / "result.json").exists()
+    assert not (tmp_path / "separate/result.json").exists()
 
 
-def test_two_processes_under_zero3_give_the_lora_critic_of_one(policy: Path, tmp_path: Path) -> None:
-    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install posttrain[deepspeed]")
+def _train_all_roles(engine: str, inputs: Path, folder: Path, *, batch_size: int) -> Runs:
     pytest.importorskip("peft", reason="peft is not installed: pip install posttrain[peft]")
-    runs = []
-    for engine, batch_size in (("single", 4), ("zero3", 2)):
-        (tmp_path / engine).mkdir()
-        finished = _start(engine, policy, tmp_path / engine, batch_size=batch_size, value_lora_rank=4)
-        assert finished.returncode == 0, finished.stderr[-3000:]
-        runs.append(_read(tmp_path / engine))
-    one, two = runs
-    for step, (here, there) in enumerate(zip(two.column("loss"), one.column("loss"), strict=True)):
-        assert math.isclose(here, there, rel_tol=FIRST_STEP_RTOL if step == 0 else LATER_STEPS_RTOL), step
-    for file in ("model.safetensors", "lora/weights.safetensors"):  # both written from weights gathered over the ranks
-        here, there = (load_file(run.folder / "value" / file) for run in (two, one))
-        assert here.keys() == there.keys()
-        for name, weight in there.items():
-            torch.testing.assert_close(here[name], weight, rtol=0, atol=WEIGHTS_ATOL)
-
-
-@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
-def test_two_processes_on_packed_rows_give_the_losses_of_one_on_padded_rows(
-    engine: str, policy: Path, tmp_path: Path, one_process: Run
-) -> None:
-    if engine.startswith("zero"):
-        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install posttrain[deepspeed]")
-    finished = _start(engine, policy, tmp_path, batch_size=2, padding_free=True)
+    finished = _start(engine, inputs, folder, batch_size=batch_size, roles=ROLES)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    packed = _read(tmp_path)
-    assert packed.result["engine"] == ENGINES[engine]
-    for name in ("loss", "loss/value", "loss/policy", "loss/kl_ref"):
-        for step, (here, there) in enumerate(zip(packed.column(name), one_process.column(name), strict=True)):
-            rtol = FIRST_STEP_RTOL if step == 0 else LATER_STEPS_RTOL
-            assert math.isclose(here, there, rel_tol=rtol, abs_tol=rtol), (name, step, here, there)
-
-
-@pytest.mark.parametrize(
-    ("engine", "changes"),
-    [
-        ("ddp", {"reference_from": "cached_log_probs", "alpha": 0.0}),
-        ("zero3", {"reference_from": "cached_hidden", "alpha_forward": 0.2}),
-        ("ddp", {"reference_from": "adapters_off", "policy_lora_rank": 4}),
-        ("zero3", {"reference_from": "adapters_off", "policy_lora_rank": 4}),
-    ],
-)
-def test_two_processes_with_a_reference_from_elsewhere_are_one_with_a_live_one(
-    policy: Path, tmp_path: Path, engine: str, changes: dict[str, Any]
-) -> None:
-    if engine == "zero3":
-        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install posttrain[deepspeed]")
-    if "policy_lora_rank" in changes:
-        pytest.importorskip("peft", reason="peft is not installed: pip install posttrain[peft]")
-    runs = []
-    for name, batch_size, own in (("single", 4, {**changes, "reference_from": "live"}), (engine, 2, changes)):
-        (tmp_path / name).mkdir()
-        finished = _start(name, policy, tmp_path / name, batch_size=batch_size, **own)
-        assert finished.returncode == 0, finished.stderr[-3000:]
-        runs.append(_read(tmp_path / name))
-    one, two = runs
-    assert two.result["n_processes"] == 2
-    for name in {"loss", "loss/policy", "loss/kl_ref", "loss/kl_forward"} & two.result["steps"][0].keys():
-        for step, (here, there) in enumerate(zip(two.column(name), one.column(name), strict=True)):
-            rtol = FIRST_STEP_RTOL if step == 0 else LATER_STEPS_RTOL
-            assert math.isclose(here, there, rel_tol=rtol, abs_tol=rtol), (name, step, here, there)
-    here, there = (load_file(run.folder / "policy" / "model.safetensors") for run in (two, one))
-    assert here.keys() == there.keys()
-    for name, weight in there.items():
-        torch.testing.assert_close(here[name], weight, rtol=0, atol=WEIGHTS_ATOL)
-
-
-def _start(
-    engine: str,
-    policy: Path,
-    folder: Path,
-    *,
-    batch_size: int,
-    poisoned_row: int | None = None,
-    **changes: Any,
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", f"launch/accelerate/{engine}.yaml", "--main_process_port", str(_free_port())]
-    command += ["-m", "tests.training.distributed_run", str(policy), str(folder), str(batch_size)]
-    command += [json.dumps(changes)]
-    command += [] if poisoned_row is None else [str(poisoned_row)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500)
+    return {role: _read(folder / role) for role in ROLES}
 
 
 def _read(folder: Path) -> Run:
     return Run(folder, json.loads((folder / "result.json").read_text()))
+
+
+@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
+def test_two_processes_on_packed_rows_give_the_losses_of_one_on_padded_rows(
+    engine: str, inputs: Path, tmp_path: Path, one_process: Runs
+) -> None:
+    if engine.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install posttrain[deepspeed]")
+    finished = _start(engine, inputs, tmp_path, batch_size=2, roles=[distributed_run.PACKED])
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    packed = _read(tmp_path / distributed_run.PACKED)
+    assert packed.result["engine"].startswith(ENGINES[engine])
+    padded = one_process["separate"]
+    for name in ("loss", "loss/value", "loss/policy", "loss/kl_ref"):
+        for step, (here, there) in enumerate(zip(packed.column(name), padded.column(name), strict=True)):
+            rtol = FIRST_STEP_RTOL if step == 0 else LATER_STEPS_RTOL
+            assert math.isclose(here, there, rel_tol=rtol, abs_tol=rtol), (name, step, here, there)
+
+
+def _start(
+    engine: str,
+    inputs: Path,
+    folder: Path,
+    *,
+    batch_size: int,
+    roles: Sequence[str],
+    poisoned_row: int | None = None,
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", f"launch/accelerate/{engine}.yaml", "--main_process_port", str(_free_port())]
+    command += ["-m", "tests.training.distributed_run", str(inputs), str(folder), str(batch_size), ",".join(roles)]
+    command += [] if poisoned_row is None else [str(poisoned_row)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500)
 
 
 def _free_port() -> int:

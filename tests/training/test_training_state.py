@@ -96,6 +96,12 @@ def test_load_names_a_parameter_when_groups_differ(tmp_path: Path) -> None:
         load_optimizer(tmp_path, frozen, model.named_parameters())
 
 
+def test_load_says_that_an_engine_saved_the_state_when_its_files_are_absent(tmp_path: Path) -> None:
+    model = _model()
+    with pytest.raises(FileNotFoundError, match=r"has no optimizer\.json: it was saved under DeepSpeed or FSDP"):
+        load_optimizer(tmp_path, _adamw(model), model.named_parameters())
+
+
 def test_learning_rates_continue_when_scheduler_is_restored(tmp_path: Path) -> None:
     def cosine() -> torch.optim.lr_scheduler.LRScheduler:
         return torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD(_model().parameters(), lr=0.1), T_max=10)

@@ -19,12 +19,12 @@ from posttrain.training.trainer import ObjectiveTrainer
 N_TOKENS = 40
 
 
-def write_policy(folder: Path) -> Path:
+def write_policy(folder: Path, *, hidden_size: int = 32) -> Path:
     """A policy with tied embeddings, as SmolLM2 has, and its tokenizer, as a Hugging Face folder."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=N_TOKENS,
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=2,
