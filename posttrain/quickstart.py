@@ -145,7 +145,7 @@ def _write_inputs(config: QuickstartConfig) -> dict[str, str]:
     """Problems, demonstrations, tokenizer and random weights of the small study; returns source -> sha256."""
     run = config.output
     run.mkdir(parents=True, exist_ok=True)
-    n_base, n_sft, n_train = (400, 200, 20) if config.smoke else (20_000, 8_000, 12_000)
+    n_base, n_sft, n_train = (400, 200, 20) if config.smoke else (20_000, 8_000, 6_000)
     # The same held-out problems for every seed, so that seeds can be compared problem by problem.
     test = remainders.chain_sums(config.n_test, n_operations=remainders.N_OPERATIONS, seed=TEST_SEED)
     own = remainders.chain_sums(
