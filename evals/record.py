@@ -24,8 +24,14 @@ MethodRecords = Mapping[tuple[str, int], Sequence[AnswerRecord]]  # (method, bud
 HERE = Path(__file__).resolve().parent
 STUDY = HERE / "quickstart"
 ROOT = HERE.parent
-SEARCHED = {("majority", 16), ("best_of_n", 4), ("best_of_n", 16), ("beam", 4), ("beam", 16)}  # of the OREO policy
-QUICKSTART = ("sft", "rejection_sampling", "dpo", "oreo")
+SEARCHED = {
+    ("majority", 16),
+    ("best_of_n", 4),
+    ("best_of_n", 16),
+    ("beam", 4),
+    ("beam", 16),
+}  # with OREO's value model
+QUICKSTART = ("sft", "sft_by_value", "rejection_sampling", "dpo", "oreo")
 TABLE_1 = ("sft", "rejection_sampling", "kto", "dpo", "oreo_response", "oreo_step", "oreo")
 MARKS = {  # README -> what its tables stand between
     "README.md": ("<!-- quickstart tables: python evals/record.py -->", "<!-- end of quickstart tables -->"),
@@ -47,7 +53,10 @@ def record_run(run: Path, kept: Path) -> None:
 
 
 def kept_records(records: Iterable[AnswerRecord]) -> list[AnswerRecord]:
-    """Greedy answers, each problem's first sample, and what was searched with OREO's value model."""
+    """Greedy answers, each problem's first sample, and what was searched with OREO's value model.
+
+    sft_by_value is the imitator beside that model: its greedy answers and samples are those of sft.
+    """
     kept: list[AnswerRecord] = []
     sampled: set[tuple[str, str]] = set()
     for record in records:
@@ -56,8 +65,8 @@ def kept_records(records: Iterable[AnswerRecord]) -> list[AnswerRecord]:
         is_first_sample = decoding == "sample" and place not in sampled
         if decoding == "sample":
             sampled.add(place)
-        is_searched = policy == "oreo" and (decoding, record.budget) in SEARCHED
-        if decoding == "greedy" or is_first_sample or is_searched:
+        is_searched = policy in ("oreo", "sft_by_value") and (decoding, record.budget) in SEARCHED
+        if is_searched or (policy != "sft_by_value" and (decoding == "greedy" or is_first_sample)):
             kept.append(record)
     return kept
 
