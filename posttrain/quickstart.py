@@ -20,7 +20,7 @@ from posttrain.data.sources import write_jsonl
 from posttrain.data.word_problems import word_problems
 from posttrain.evaluation.report import ReportConfig, report
 from posttrain.models.smollm2 import convert_smollm2
-from posttrain.stages import Stage, Stages
+from posttrain.stages import Argument, Stage, Stages
 from posttrain.training.provenance import hash_data, write_run_card
 
 BASELINES = ("rejection_sampling", "dpo")
@@ -75,31 +75,31 @@ def _small_study(config: QuickstartConfig, stages: Stages, pool: ThreadPoolExecu
     for name, verb in zip(BASELINES, ("sft", "dpo"), strict=True):
         _train_and_answer(config, stages, Stage(name, verb, (*common, "--output_dir", run / name)))
     oreo.result()
+    # OREO's value model reads any text: it also steers the imitator, whose own choices leave it room.
+    _answer(config, stages, "sft_by_value", run / "sft", value=run / "oreo" / "value")
 
 
 def _train_and_answer(config: QuickstartConfig, stages: Stages, stage: Stage) -> None:
     stages.run(stage)
     folder = config.output / stage.name
-    _answer(config, stages, stage.name, folder / "policy" if stage.verb == "oreo" else folder)
+    if stage.verb == "oreo":
+        values = ("--values_output", config.output / "values.jsonl")
+        _answer(config, stages, stage.name, folder / "policy", *values, value=folder / "value")
+    else:
+        _answer(config, stages, stage.name, folder)
 
 
-def _answer(config: QuickstartConfig, stages: Stages, name: str, model: Path) -> None:
-    """Records of one policy; OREO's also with its value model, by best-of-n and beam."""
+def _answer(
+    config: QuickstartConfig, stages: Stages, name: str, model: Path, *more: Argument, value: Path | None = None
+) -> None:
+    """Records of one policy; with a value model also by best-of-n and beam."""
     run = config.output
-    arguments = (
-        "--model",
-        model,
-        "--name",
-        name,
-        "--problems",
-        run / "test_problems.jsonl",
-        "--seed",
-        str(config.seed),
-    )
-    if name == "oreo":
-        arguments = (*arguments, "--value_model", run / "oreo" / "value", "--values_output", run / "values.jsonl")
-    recipe = "eval_oreo" if name == "oreo" else "eval"
-    stages.run(Stage(f"eval_{name}", "eval", (*arguments, "--output", run / "answers.jsonl"), recipe=recipe))
+    arguments = ("--model", model, "--name", name, "--problems", run / "test_problems.jsonl")
+    arguments = (*arguments, "--seed", str(config.seed), "--output", run / "answers.jsonl", *more)
+    if value is None:
+        stages.run(Stage(f"eval_{name}", "eval", arguments, recipe="eval"))
+    else:
+        stages.run(Stage(f"eval_{name}", "eval", (*arguments, "--value_model", value), recipe="eval_oreo"))
 
 
 def _real_model(config: QuickstartConfig, stages: Stages) -> None:
@@ -145,7 +145,7 @@ def _write_inputs(config: QuickstartConfig) -> dict[str, str]:
     """Problems, demonstrations, tokenizer and random weights of the small study; returns source -> sha256."""
     run = config.output
     run.mkdir(parents=True, exist_ok=True)
-    n_base, n_sft, n_train = (400, 200, 20) if config.smoke else (20_000, 8_000, 12_000)
+    n_base, n_sft, n_train = (400, 200, 20) if config.smoke else (20_000, 8_000, 6_000)
     # The same held-out problems for every seed, so that seeds can be compared problem by problem.
     test = remainders.chain_sums(config.n_test, n_operations=remainders.N_OPERATIONS, seed=TEST_SEED)
     own = remainders.chain_sums(

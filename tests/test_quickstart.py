@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPES = REPOSITORY / "recipes" / "quickstart"
 N_TEST = 30
 POLICIES = ("sft", "rejection_sampling", "dpo", "oreo")
-pytestmark = pytest.mark.timeout(1800)  # ten commands, each of which imports torch and transformers
+pytestmark = pytest.mark.timeout(1800)  # eleven commands, each of which imports torch and transformers
 N_SAMPLES = 4  # of smoke/eval.yaml and smoke/eval_oreo.yaml
 
 
@@ -50,7 +50,8 @@ def test_all_four_policies_answer_every_held_out_problem(finished):
         assert len(answers[f"{policy}/greedy", 1]) == N_TEST
         assert len(answers[f"{policy}/sample", 1]) == N_TEST * N_SAMPLES
     assert len(answers["oreo/best_of_n", N_SAMPLES]) == len(answers["oreo/beam", 4]) == N_TEST  # 2 x 2
-    assert ("sft/best_of_n", N_SAMPLES) not in answers  # only OREO has a value model
+    assert len(answers["sft_by_value/best_of_n", N_SAMPLES]) == len(answers["sft_by_value/beam", 4]) == N_TEST
+    assert ("sft/best_of_n", N_SAMPLES) not in answers  # there the policy is alone
 
 
 @pytest.mark.slow
@@ -96,7 +97,7 @@ def test_every_printed_command_is_one_that_the_command_line_reads(finished, monk
     run, printed = finished
     monkeypatch.chdir(REPOSITORY)
     commands = [shlex.split(found) for found in re.findall(r"s\] (posttrain .*)", printed)]
-    assert len(commands) == 10  # base, sft, collect, three ways to learn, four evaluations
+    assert len(commands) == 11  # base, sft, collect, three ways to learn, five evaluations
     configs = {verb.name: verb for verb in VERBS}
     for _, name, *rest in commands:
         config = load_config(resolve(configs[name].config), rest, prog=f"posttrain {name}", summary="")

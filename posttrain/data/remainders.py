@@ -1,11 +1,12 @@
-"""A small reasoning task made of reasoning-gym's chain sums, with worked solutions that skip steps or do not.
+"""A small reasoning task made of reasoning-gym's chain sums, with worked solutions of careful and of hurried authors.
 
 A problem lists a start and n labelled operations; the answer is what remains of the total after division by DIVISOR.
 A careful solution has a line for every operation: its label and the running total. Others take one, two or three
-operations per line, as their author likes. A small model adds one number reliably, two less so and three badly; so
-each line is a choice between short and right, and a wrong total still gives the right remainder now and then.
+operations per line, as their author likes. Who takes several at once slips: the line's total is off at a rate of
+SLIPS, and the author goes on from it. So each line is a choice between short and right, and only the answer at the
+end, many tokens later, tells; a wrong total still has the right remainder now and then.
 
-    12 a +5 b -3 c +8 d -2          careful: a 17 / b 14 / c 22 / d 20 / #### 0          hurried: c 22 / d 20 / #### 0
+    12 a +5 b -3 c +8 d -2          careful: a 17 / b 14 / c 22 / d 20 / #### 0          hurried: c 23 / d 21 / #### 1
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ TOP = 20  # running totals stay within 0..TOP, so that each is one token
 LABELS = "abcdefghijklmnop"
 N_OPERATIONS = 6
 # How often a line takes how many operations: careful solutions, what the base model sees beside them, and the hurried
-# solutions that are imitated.
+# solutions that are imitated; and how often a line that takes so many is wrong.
 CAREFUL = {1: 1.0}
 BRISK = {1: 0.25, 2: 0.5, 3: 0.25}
 HURRIED = {1: 0.2, 2: 0.3, 3: 0.5}
+SLIPS = {2: 0.3, 3: 0.6}
 SEED_STRIDE = 100_000_000  # seeds of reasoning-gym's entries that belong to one seed of ours
 
 
-LineSizes = Mapping[int, float]  # operations taken by one line -> rate
+Rates = Mapping[int, float]  # operations taken by one line -> rate; 0 where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +93,32 @@ def _reasoning_gym_terms(n_terms: int, seed: int) -> Iterator[list[int]]:
             yield [int(term) for term in entry["metadata"]["expression"].replace("- ", "-").replace("+ ", "").split()]
 
 
-def solution(problem: ChainSum, *, operations_per_line: LineSizes, rng: random.Random) -> str:
-    """Lines of so many operations, drawn by their rates, with the total after them; the last takes what is left."""
+def solution(problem: ChainSum, *, operations_per_line: Rates, slips: Rates, rng: random.Random) -> str:
+    """Lines of so many operations, drawn by their rates, with the total after them; the last takes what is left.
+
+    A line's total is off by one to three at the rate of its size in `slips`; the lines after it go on from there.
+    """
     totals = list(accumulate(problem.operations, initial=problem.start))
     lines: list[str] = []
-    done = 0
+    done = off = 0
     while done < len(problem.operations):
         [size] = rng.choices(tuple(operations_per_line), tuple(operations_per_line.values()))
-        done = min(done + size, len(problem.operations))
-        lines.append(f"{LABELS[done - 1]} {totals[done]} \n")
-    return " ".join((*lines, f"#### {problem.total() % DIVISOR}"))
+        size = min(size, len(problem.operations) - done)
+        done += size
+        if rng.random() < slips.get(size, 0.0):
+            off += _slip([total + off for total in totals[done:]], rng)
+        lines.append(f"{LABELS[done - 1]} {totals[done] + off} \n")
+    return " ".join((*lines, f"#### {(totals[-1] + off) % DIVISOR}"))
+
+
+def _slip(totals: Sequence[int], rng: random.Random) -> int:
+    """One to three too many or too few, such that these totals stay within 0..TOP; 0 where none of them can."""
+    sizes = [size for size in range(-3, 4) if size and min(totals) + size >= 0 and max(totals) + size <= TOP]
+    return rng.choice(sizes or [0])
 
 
 def demonstrations(
-    problems: Sequence[ChainSum], *, shares: Sequence[tuple[float, LineSizes]], seed: int
+    problems: Sequence[ChainSum], *, shares: Sequence[tuple[float, Rates]], seed: int
 ) -> list[dict[str, str]]:
     """Each problem solved once, as TRL prompt/completion rows, in a style drawn from `shares`: (share, line sizes)."""
     rng = random.Random(seed)
@@ -112,7 +126,7 @@ def demonstrations(
     rows: list[dict[str, str]] = []
     for problem in problems:
         [style] = rng.choices(styles, weights)
-        completion = solution(problem, operations_per_line=style, rng=rng)
+        completion = solution(problem, operations_per_line=style, slips=SLIPS, rng=rng)
         rows.append({"prompt": _prompt(problem), "completion": completion})
     return rows
 

@@ -14,9 +14,10 @@ from posttrain.data.remainders import (
     DIVISOR,
     HURRIED,
     LABELS,
+    SLIPS,
     TOP,
     ChainSum,
-    LineSizes,
+    Rates,
     chain_sums,
     demonstrations,
     graded_problems,
@@ -43,8 +44,8 @@ def totals_of(problem: ChainSum) -> list[int]:
     return list(accumulate(problem.operations, initial=problem.start))
 
 
-def solve(problem: ChainSum, style: LineSizes, seed: int = 0) -> str:
-    return solution(problem, operations_per_line=style, rng=random.Random(seed))
+def solve(problem: ChainSum, style: Rates, seed: int = 0, *, slips: Rates | None = None) -> str:
+    return solution(problem, operations_per_line=style, slips=slips or {}, rng=random.Random(seed))
 
 
 def lines_of(solution: str) -> list[tuple[str, int]]:
@@ -137,24 +138,51 @@ def test_a_shorter_solution_leaves_out_lines_of_the_careful_one_but_never_the_la
         assert grade(graded, short) is Grade.CORRECT
 
 
+def test_careful_authors_never_slip(problems):
+    for seed, problem in enumerate(problems):
+        assert solve(problem, CAREFUL, seed, slips=SLIPS) == solve(problem, CAREFUL)
+
+
+def test_a_slip_of_one_to_three_stays_in_every_later_total_and_in_the_remainder(problems):
+    for seed, problem in enumerate(problems):
+        totals, found = totals_of(problem)[1:], solve(problem, {2: 1.0}, seed, slips={2: 1.0})
+        off = [total - totals[LABELS.index(label)] for label, total in lines_of(found)]
+        assert all(0 < abs(after - before) <= 3 for before, after in pairwise((0, *off)) if after != before)
+        assert all(0 <= total <= TOP for _, total in lines_of(found))
+        assert found.endswith(f"#### {(totals[-1] + off[-1]) % DIVISOR}")
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_lines_are_wrong_at_the_rate_of_their_size(problems, size):
+    rng = random.Random(0)
+    n_wrong = n_without_room = 0
+    for problem in problems:
+        totals = totals_of(problem)
+        label, total = lines_of(solution(problem, operations_per_line={size: 1.0}, slips=SLIPS, rng=rng))[0]
+        n_wrong += total != totals[LABELS.index(label) + 1]
+        n_without_room += (min(totals[size:]) == 0) and (max(totals[size:]) == TOP)
+    rate, n = SLIPS[size], len(problems) - n_without_room
+    assert abs(n_wrong - n * rate) < 4 * (n * rate * (1 - rate)) ** 0.5  # Binomial: four standard deviations
+
+
 @pytest.mark.parametrize("style", [BRISK, HURRIED])
 def test_lines_take_one_to_three_operations_at_their_rates(problems, style):
     rng = random.Random(0)
-    first = Counter(lines_of(solution(p, operations_per_line=style, rng=rng))[0][0] for p in problems)
+    first = Counter(lines_of(solution(p, operations_per_line=style, slips=SLIPS, rng=rng))[0][0] for p in problems)
     for label, rate in zip("abc", style.values(), strict=True):
         # Binomial(300, rate): four standard deviations.
         assert abs(first[label] - 300 * rate) < 4 * (300 * rate * (1 - rate)) ** 0.5
 
 
 def test_demonstrations_come_in_the_shares_asked_for_and_the_same_for_the_same_seed(problems):
-    shares = ((0.3, CAREFUL), (0.7, {3: 1.0}))
+    shares = ((0.3, CAREFUL), (0.7, {6: 1.0}))
     rows = demonstrations(problems, shares=shares, seed=5)
     assert rows == demonstrations(problems, shares=shares, seed=5)
     assert rows != demonstrations(problems, shares=shares, seed=6)
     assert [row["prompt"] for row in rows] == [f"{problem.question()} \n" for problem in problems]
     careful, short = (
         [solve(problem, style) == row["completion"] for row, problem in zip(rows, problems, strict=True)]
-        for style in (CAREFUL, {3: 1.0})
+        for style in (CAREFUL, {6: 1.0})
     )
     assert sum(careful) + sum(short) == len(problems)
     assert abs(sum(careful) - 90) < 4 * (300 * 0.3 * 0.7) ** 0.5  # Binomial(300, 0.3): four standard deviations
