@@ -21,6 +21,10 @@ class EvalConfig:
     reference: str | None = field(
         default=None, metadata={"help": "reference that the policy was trained against, for log_ratio:B"}
     )
+    min_probability: float = field(
+        default=0.0,
+        metadata={"help": "log_ratio:B takes only tokens that the policy gives at least this probability"},
+    )
     values_output: str | None = field(
         default=None, metadata={"help": "also write V along one sample of each of the first n_solutions problems here"}
     )

@@ -63,7 +63,7 @@ def _load(config: EvalConfig) -> Answering:
         require_same_tokens(tokenizer, config.reference, "reference")
         reference = load_policy(config.reference, dtype=dtype)
         reference.to(device)  # pyright: ignore[reportArgumentType] - as above
-        log_ratio = LogRatioScorer(policy, reference)
+        log_ratio = LogRatioScorer(policy, reference, min_probability=config.min_probability)
     template = named_template(config.template, tokenizer, instruction=config.instruction)
     problems = read_problems(config.problems, limit=config.limit, template=template)
     require_distinct_ids(problems)

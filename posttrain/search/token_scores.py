@@ -10,6 +10,7 @@ with V = 0 after the end, so that the constant V(s_0) and the factor β do not c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,14 +38,17 @@ class LikelihoodScorer:
 class LogRatioScorer:
     """log π − log π_ref of each next token: log-ratio search, by the advantage that the policy implies.
 
-    A token that either network gives no probability at all is never chosen. Nothing else holds the search to likely
-    tokens: where the policy is not the optimum, it finds those whose ratio is large because both are small.
+    A token that either network gives no probability at all is never chosen, nor one to which the policy gives less
+    than `min_probability`. With 0 nothing else holds the search to likely tokens, as the identity has it. A trained
+    policy is not the optimum, and the largest of its ratios are those of tokens that neither network would ever take.
 
     Raises ValueError for networks of different vocabularies, and for a reference that is the policy: all ratios are 0
     then, and the search would go by token ids.
     """
 
-    def __init__(self, policy: PreTrainedModel, reference: PreTrainedModel) -> None:
+    def __init__(self, policy: PreTrainedModel, reference: PreTrainedModel, *, min_probability: float) -> None:
+        if not 0 <= min_probability < 1:
+            raise ValueError(f"min_probability is {min_probability}, needs 0 (every token) or more, and below 1")
         require_same_vocabulary(policy, reference, "reference", "it must be the model that the policy started from")
         if _have_equal_weights(policy, reference):
             raise ValueError(
@@ -52,13 +56,18 @@ class LogRatioScorer:
                 "Needed the trained policy and the model that it started from"
             )
         self._policy, self._reference = _Network(policy), _Network(reference)
+        self._min_logp = math.log(min_probability) if min_probability > 0 else -math.inf
         self.n_positions = min(self._policy.n_positions, self._reference.n_positions)
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        return _log_ratio(self._policy.start(prompts), self._reference.start(prompts))
+        return self._log_ratio(self._policy.start(prompts), self._reference.start(prompts))
 
     def extend(self, rows: Tensor, token_ids: Tensor) -> Tensor:
-        return _log_ratio(self._policy.extend(rows, token_ids), self._reference.extend(rows, token_ids))
+        return self._log_ratio(self._policy.extend(rows, token_ids), self._reference.extend(rows, token_ids))
+
+    def _log_ratio(self, logp: Tensor, ref_logp: Tensor) -> Tensor:
+        is_barred = (logp == -torch.inf) | (ref_logp == -torch.inf) | (logp < self._min_logp)
+        return torch.where(is_barred, -torch.inf, logp - ref_logp)
 
 
 class _Network:
@@ -85,11 +94,6 @@ class _Network:
 
 def _log_softmax(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
-
-
-def _log_ratio(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    is_possible = logp.isfinite() & ref_logp.isfinite()
-    return torch.where(is_possible, logp - ref_logp, -torch.inf)
 
 
 def _have_equal_weights(policy: PreTrainedModel, reference: PreTrainedModel) -> bool:

@@ -24,7 +24,8 @@ from posttrain.models.policy import frozen_copy, load_policy
 from posttrain.pretrained import load_tokenizer
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
 from posttrain.training.metrics import MetricsFile
-from posttrain.training.provenance import write_run_card
+from posttrain.training.provenance import hash_data, write_run_card
+from posttrain.training.reference_samples import read_reference_samples
 from posttrain.training.run_config import RunConfig
 from posttrain.training.trl_trainers import DpoTrainer
 from posttrain.training.without_accelerator import choose_cpu
@@ -43,6 +44,14 @@ class DpoBaselineConfig(RunConfig, DPOConfig):
         metadata={
             "help": "JSONL or Parquet files, or Hub ids: trajectory rows, paired within each task_id by reward, or "
             "preference rows (prompt, chosen, rejected).",
+            "group": "data",
+        },
+    )
+    track_reference_samples: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows that collect sampled from the reference at temperature 1; their implicit reward is logged "
+            "beside that of the pairs.",
             "group": "data",
         },
     )
@@ -68,6 +77,15 @@ def train_dpo(config: DpoBaselineConfig) -> Path:
         require_same_tokens(tokenizer, config.reference, "reference")
     pairs, data_sha256 = read_pairs(config, tokenizer)
     trainer = build_dpo_trainer(config, pairs, tokenizer)
+    if config.track_reference_samples is not None:
+        trainer.reference_samples = read_reference_samples(
+            config.track_reference_samples,
+            tokenizer,
+            beta=config.beta,
+            max_length=config.max_length,
+            batch_size=config.per_device_train_batch_size,
+        )
+        data_sha256 |= hash_data(config.track_reference_samples)
     if trainer.is_world_process_zero():
         write_run_card(Path(config.output_dir), config.to_dict(), data_sha256)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
