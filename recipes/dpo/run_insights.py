@@ -1,0 +1,211 @@
+"""The three insights of "From r to Q*" (arXiv 2404.12358 v2), measured on a finished run of the quickstart.
+
+Run from the root of the repository:
+
+    posttrain quickstart --seed 0 --output runs/quickstart
+    python recipes/dpo/run_insights.py --run runs/quickstart --output runs/insights --seed 0
+
+Every stage is a `posttrain` command with a config of this folder. It is printed before it runs; what it prints goes to
+OUTPUT/logs. Results: answers.jsonl (searches), tuned/ and untuned/metrics.jsonl (implicit rewards), credit.json.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain.config import ConfigError, load_config
+from posttrain.data.answers import as_trajectory
+from posttrain.data.encode import encode_trajectory
+from posttrain.data.problems import read_problems
+from posttrain.data.remainders import DIVISOR, LABELS, TOP
+from posttrain.data.sources import write_jsonl
+from posttrain.evaluation.credit import AnswerCredits, Networks, TokenCredit, answer_credits
+from posttrain.evaluation.statistics import wilson_interval
+from posttrain.models.policy import load_policy
+from posttrain.pretrained import load_tokenizer
+from posttrain.schema import Problem
+from posttrain.stages import Argument, Stage, StageError, Stages
+from posttrain.training.metrics import METRICS, read_metrics
+from posttrain.training.provenance import hash_data, write_run_card
+
+NEEDED = ("base", "sft", "dpo", "samples.jsonl", "test_problems.jsonl")  # of the quickstart's run folder
+BETA = 0.3  # of recipes/quickstart/dpo.yaml; credits of one answer keep their order under another
+TOKENS_PER_LINE = 3  # a solution's lines are label, total, line break
+REWARDS = ("chosen", "rejected", "reference_samples", "reference_samples_stderr", "reference_samples_exact")
+NUMBERS: dict[str, Callable[[TokenCredit], float]] = {
+    "implicit advantage": lambda credit: credit.implicit,
+    "log pi": lambda credit: credit.logp,
+    "log pi_ref": lambda credit: credit.ref_logp,
+}
+
+
+@dataclass(frozen=True)
+class InsightsConfig:
+    """Which run to look at, and how closely."""
+
+    run: Path = field(default=Path("runs/quickstart"), metadata={"help": "Run folder of the quickstart."})
+    output: Path = field(default=Path("runs/insights"), metadata={"help": "Run folder; must be new or empty."})
+    seed: int = field(default=0, metadata={"help": "Of fresh samples, the order of data, and corruptions."})
+    n_problems: int = field(default=300, metadata={"help": "Held-out problems searched, and solutions corrupted."})
+
+
+@dataclass(frozen=True, slots=True)
+class Corrupted:
+    """A careful solution with one wrong total, from which the later lines go on without another slip."""
+
+    prompt: str
+    completion: str
+    place: int  # of the wrong total among the answer's tokens
+
+
+def run_insights(config: InsightsConfig) -> None:
+    """All three; prints each command and what came of it."""
+    if config.output.exists() and any(config.output.iterdir()):
+        raise FileExistsError(f"{config.output} is not empty: name another --output, or remove it")
+    missing = [name for name in NEEDED if not (config.run / name).exists()]
+    if missing:
+        raise FileNotFoundError(f"{config.run} lacks {', '.join(missing)}: is it a finished run of the quickstart?")
+    stages = Stages(config.output / "logs", recipes=Path("recipes/dpo"), is_smoke=False)
+    data = hash_data(config.run / "samples.jsonl", config.run / "test_problems.jsonl")
+    write_run_card(config.output, {name: str(value) for name, value in asdict(config).items()}, data)
+    search(config, stages)
+    falling_rewards(config, stages)
+    credit(config, stages)
+
+
+def search(config: InsightsConfig, stages: Stages) -> None:
+    """Greedy, likelihood search and log-ratio search of the DPO policy, the last also held to likely tokens."""
+    common: tuple[Argument, ...] = (
+        *("--model", config.run / "dpo", "--reference", config.run / "sft"),
+        *("--problems", config.run / "test_problems.jsonl", "--limit", str(config.n_problems)),
+        *("--output", config.output / "answers.jsonl", "--seed", str(config.seed)),
+    )
+    stages.run(Stage("search", "eval", (*common, "--name", "dpo"), recipe="insights_search"))
+    likely = (*common, "--name", "dpo_likely")
+    stages.run(Stage("search_likely", "eval", likely, recipe="insights_search_likely"))
+
+
+def falling_rewards(config: InsightsConfig, stages: Stages) -> None:
+    """DPO on the same pairs from the base model, and from the base model tuned on the pairs' chosen answers."""
+    out, seed = config.output, ("--seed", str(config.seed))
+    write_jsonl(out / "chosen.jsonl", chosen_answers(config.run / "samples.jsonl"))
+    tuned = ("--model", config.run / "base", "--train_data", out / "chosen.jsonl", "--output_dir", out / "tuned_start")
+    stages.run(Stage("tune", "sft", (*tuned, *seed), recipe="insights_sft"))
+    for name, start in (("tuned", out / "tuned_start"), ("untuned", config.run / "base")):
+        fresh = out / f"{name}_samples.jsonl"
+        problems = ("--problems", config.run / "test_problems.jsonl", "--output", fresh)
+        stages.run(
+            Stage(f"collect_{name}", "collect", ("--model", start, *problems, *seed), recipe="insights_collect")
+        )
+        data = ("--train_data", config.run / "samples.jsonl", "--track_reference_samples", fresh)
+        dpo = ("--model", start, *data, "--output_dir", out / name, *seed)
+        stages.run(Stage(f"dpo_{name}", "dpo", dpo, recipe="insights_dpo"))
+        print(f"          reference {name}: {last_rewards(out / name / METRICS)}")
+
+
+def credit(config: InsightsConfig, stages: Stages) -> None:
+    """Where the corrupted token of a wrong solution stands among all tokens of it, by credit and by likelihood."""
+    rng = random.Random(config.seed)
+    problems = read_problems(config.run / "test_problems.jsonl", limit=config.n_problems)
+    made = [corrupt(problem, rng) for problem in problems]
+    rows = config.output / "corrupted.jsonl"
+    write_jsonl(rows, ({"prompt": item.prompt, "completion": item.completion} for item in made))
+    networks = ("--model", config.run / "dpo", "--reference", config.run / "sft")
+    page = ("--html", config.output / "credit.html")
+    stages.run(Stage("credit", "inspect credit", (rows, *networks, *page), recipe="insights_credit"))
+    found = rank_all(made, credits_of(config, made))
+    (config.output / "credit.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    for name, ranks in found["ranks"].items():
+        at = wilson_interval(ranks.count(0), len(ranks))
+        line = f"{at.estimate:.1%} [{at.low:.1%}, {at.high:.1%}], chance {1 / found['n_tokens']:.1%}"
+        print(f"          the corrupted token has the lowest {name} of {found['n_tokens']} in {line}")
+
+
+def chosen_answers(samples: Path) -> list[dict[str, Any]]:
+    """The answers that DPO's pairs prefer: the right ones to problems that also have a wrong one."""
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for line in samples.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        by_task.setdefault(row["task_id"], []).append(row)
+    mixed = [rows for rows in by_task.values() if len({row["reward"] for row in rows}) > 1]
+    return [row for rows in mixed for row in rows if row["reward"] == max(r["reward"] for r in rows)]
+
+
+def corrupt(problem: Problem, rng: random.Random) -> Corrupted:
+    """One total of the careful solution off by one to three, on a line drawn at random; all totals stay in range."""
+    entry = json.loads(problem.entry or "{}")
+    totals = list(accumulate(entry["operations"], initial=entry["start"]))[1:]
+    slips = {
+        line: [s for s in range(-3, 4) if s and min(totals[line:]) + s >= 0 and max(totals[line:]) + s <= TOP]
+        for line in range(len(totals))
+    }
+    wrong = rng.choice([line for line, possible in slips.items() if possible])
+    off = rng.choice(slips[wrong])
+    shown = [total + (off if line >= wrong else 0) for line, total in enumerate(totals)]
+    lines = [f"{label} {total} \n" for label, total in zip(LABELS, shown, strict=False)]
+    completion = " ".join((*lines, f"#### {shown[-1] % DIVISOR}"))
+    return Corrupted(problem.prompt, completion, place=TOKENS_PER_LINE * wrong + 1)
+
+
+def credits_of(config: InsightsConfig, made: Sequence[Corrupted]) -> list[AnswerCredits]:
+    """The credits of each solution under the DPO policy beside the model that it started from."""
+    tokenizer = load_tokenizer(config.run / "dpo")
+    policy, reference = (load_policy(config.run / name, dtype=torch.float32).eval() for name in ("dpo", "sft"))
+    networks = Networks(policy, reference, value_model=None)
+    rows = [
+        as_trajectory(item.prompt, item.completion, where=f"corrupted:{n}", task_id=str(n), reward=0.0)
+        for n, item in enumerate(made, start=1)
+    ]
+    return [
+        answer_credits(
+            encode_trajectory(row, tokenizer, 0, step_delimiters=()),
+            networks,
+            tokenizer,
+            beta=BETA,
+            where=row.where,
+            is_rewarded=True,
+        )
+        for row in rows
+    ]
+
+
+def rank_all(made: Sequence[Corrupted], answers: Sequence[AnswerCredits]) -> dict[str, Any]:
+    """For each number how many tokens of the answer lie below the corrupted one: 0 where it is the lowest."""
+    [n_tokens] = {len(answer.credits) for answer in answers}
+    ranks = {
+        name: [
+            sum(number(credit) < number(answer.credits[item.place]) for credit in answer.credits)
+            for item, answer in zip(made, answers, strict=True)
+        ]
+        for name, number in NUMBERS.items()
+    }
+    return {"n_tokens": n_tokens, "places": [item.place for item in made], "ranks": ranks}
+
+
+def last_rewards(metrics: Path) -> str:
+    """The implicit rewards at the end of training, as text."""
+    last = [row for row in read_metrics(metrics) if "rewards/chosen" in row][-1]
+    return ", ".join(f"{name} {last[f'rewards/{name}']:+.3f}" for name in REWARDS)
+
+
+def main() -> int:
+    try:
+        summary = (__doc__ or "").splitlines()[0]
+        run_insights(load_config(InsightsConfig, sys.argv[1:], prog="run_insights.py", summary=summary))
+    except (ConfigError, StageError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
