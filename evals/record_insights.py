@@ -22,8 +22,12 @@ HERE = Path(__file__).resolve().parent
 STUDY = HERE / "insights"
 README = HERE.parent / "recipes" / "dpo" / "README.md"
 BEGIN, END = "<!-- tables: python evals/record_insights.py -->", "<!-- end of tables -->"
-KEPT = ("run.json", "answers.jsonl", "credit.json", f"tuned/{METRICS}", f"untuned/{METRICS}")
-REFERENCES = {"untuned": "base model", "tuned": "base model, tuned on the chosen answers"}
+TRAININGS = {
+    "untuned": "written pairs, reference not tuned",
+    "tuned": "written pairs, reference tuned on the chosen",
+    "own_pairs": "own pairs, reference not tuned",
+}
+KEPT = ("run.json", "answers.jsonl", "credit.json", *(f"{name}/{METRICS}" for name in TRAININGS))
 REWARDS = {
     "chosen": "chosen answers",
     "rejected": "rejected answers",
@@ -54,14 +58,15 @@ def insights_tables(study: Path) -> str:
 
 
 def rewards_table(folders: Sequence[Path]) -> Table:
-    """Implicit rewards of the pairs and of the fresh samples, for both references."""
+    """Implicit rewards of the pairs and, where they were tracked, of the fresh samples, for each training."""
     rows = []
-    for name, reference in REFERENCES.items():
+    for name, training in TRAININGS.items():
         last = [[r for r in read_metrics(f / name / METRICS) if "rewards/chosen" in r][-1] for f in folders]
         for key, what in REWARDS.items():
-            by_seed = [row[f"rewards/{key}"] for row in last]
-            rows.append((f"{reference}: {what}", *(f"{reward:+.3f}" for reward in by_seed), _over_seeds(by_seed)))
-    return Table(("reference: reward on", *_seeds(folders), "mean, 95 % interval over seeds (t)"), tuple(rows))
+            if all(f"rewards/{key}" in row for row in last):
+                by_seed = [row[f"rewards/{key}"] for row in last]
+                rows.append((f"{training}: {what}", *(f"{x:+.3f}" for x in by_seed), _over_seeds(by_seed)))
+    return Table(("training: reward on", *_seeds(folders), "mean, 95 % interval over seeds (t)"), tuple(rows))
 
 
 def credit_table(folders: Sequence[Path]) -> Table:

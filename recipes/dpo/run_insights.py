@@ -6,13 +6,15 @@ Run from the root of the repository:
     python recipes/dpo/run_insights.py --run runs/quickstart --output runs/insights --seed 0
 
 Every stage is a `posttrain` command with a config of this folder. It is printed before it runs; what it prints goes to
-OUTPUT/logs. Results: answers.jsonl (searches), tuned/ and untuned/metrics.jsonl (implicit rewards), credit.json.
+OUTPUT/logs. Results: answers.jsonl (searches); tuned/, untuned/ and own_pairs/metrics.jsonl (implicit rewards; the
+last is the quickstart's own DPO); credit.json.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -37,7 +39,13 @@ from posttrain.stages import Argument, Stage, StageError, Stages
 from posttrain.training.metrics import METRICS, read_metrics
 from posttrain.training.provenance import hash_data, write_run_card
 
-NEEDED = ("base", "sft", "dpo", "samples.jsonl", "test_problems.jsonl")  # of the quickstart's run folder
+NEEDED = (
+    "sft",
+    "dpo",
+    "samples.jsonl",
+    "train_problems.jsonl",
+    "test_problems.jsonl",
+)  # of the quickstart's run folder
 BETA = 0.3  # of recipes/quickstart/dpo.yaml; credits of one answer keep their order under another
 TOKENS_PER_LINE = 3  # a solution's lines are label, total, line break
 REWARDS = ("chosen", "rejected", "reference_samples", "reference_samples_stderr", "reference_samples_exact")
@@ -95,21 +103,23 @@ def search(config: InsightsConfig, stages: Stages) -> None:
 
 
 def falling_rewards(config: InsightsConfig, stages: Stages) -> None:
-    """DPO on the same pairs from the base model, and from the base model tuned on the pairs' chosen answers."""
+    """DPO on the same pairs from the imitator, and from the imitator tuned on the chosen answers of these pairs."""
     out, seed = config.output, ("--seed", str(config.seed))
-    write_jsonl(out / "chosen.jsonl", chosen_answers(config.run / "samples.jsonl"))
-    tuned = ("--model", config.run / "base", "--train_data", out / "chosen.jsonl", "--output_dir", out / "tuned_start")
+    pairs = written_pairs(config.run)
+    write_jsonl(out / "pairs.jsonl", pairs)
+    write_jsonl(out / "chosen.jsonl", ({"prompt": p["prompt"], "completion": p["chosen"]} for p in pairs))
+    tuned = ("--model", config.run / "sft", "--train_data", out / "chosen.jsonl", "--output_dir", out / "tuned_start")
     stages.run(Stage("tune", "sft", (*tuned, *seed), recipe="insights_sft"))
-    for name, start in (("tuned", out / "tuned_start"), ("untuned", config.run / "base")):
+    for name, start in (("tuned", out / "tuned_start"), ("untuned", config.run / "sft")):
         fresh = out / f"{name}_samples.jsonl"
-        problems = ("--problems", config.run / "test_problems.jsonl", "--output", fresh)
-        stages.run(
-            Stage(f"collect_{name}", "collect", ("--model", start, *problems, *seed), recipe="insights_collect")
-        )
-        data = ("--train_data", config.run / "samples.jsonl", "--track_reference_samples", fresh)
+        sampled = ("--model", start, "--problems", config.run / "test_problems.jsonl", "--output", fresh, *seed)
+        stages.run(Stage(f"collect_{name}", "collect", sampled, recipe="insights_collect"))
+        data = ("--train_data", out / "pairs.jsonl", "--track_reference_samples", fresh)
         dpo = ("--model", start, *data, "--output_dir", out / name, *seed)
         stages.run(Stage(f"dpo_{name}", "dpo", dpo, recipe="insights_dpo"))
         print(f"          reference {name}: {last_rewards(out / name / METRICS)}")
+    (out / "own_pairs").mkdir()
+    shutil.copy(config.run / "dpo" / METRICS, out / "own_pairs" / METRICS)
 
 
 def credit(config: InsightsConfig, stages: Stages) -> None:
@@ -130,20 +140,39 @@ def credit(config: InsightsConfig, stages: Stages) -> None:
         print(f"          the corrupted token has the lowest {name} of {found['n_tokens']} in {line}")
 
 
-def chosen_answers(samples: Path) -> list[dict[str, Any]]:
-    """The answers that DPO's pairs prefer: the right ones to problems that also have a wrong one."""
-    by_task: dict[str, list[dict[str, Any]]] = {}
-    for line in samples.read_text(encoding="utf-8").splitlines():
+def written_pairs(run: Path) -> list[dict[str, str]]:
+    """The careful solution of a training problem, preferred to the first wrong sample of the imitator.
+
+    The imitator was taught hurried solutions: it seldom gives the chosen answers, and often the rejected ones.
+    """
+    careful = {
+        problem.task_id: written(all_totals(problem))
+        for problem in read_problems(run / "train_problems.jsonl", limit=None)
+    }
+    wrong: dict[str, dict[str, str]] = {}
+    for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        by_task.setdefault(row["task_id"], []).append(row)
-    mixed = [rows for rows in by_task.values() if len({row["reward"] for row in rows}) > 1]
-    return [row for rows in mixed for row in rows if row["reward"] == max(r["reward"] for r in rows)]
+        if row["reward"] == 0.0 and row["finish_reason"] == "stop" and row["task_id"] not in wrong:
+            chosen = careful[row["task_id"]]
+            wrong[row["task_id"]] = {"prompt": row["prompt"], "chosen": chosen, "rejected": row["completion"]}
+    return list(wrong.values())
+
+
+def all_totals(problem: Problem) -> list[int]:
+    """The running total after each operation."""
+    entry = json.loads(problem.entry or "{}")
+    return list(accumulate(entry["operations"], initial=entry["start"]))[1:]
+
+
+def written(totals: Sequence[int]) -> str:
+    """A careful solution with these totals, one operation per line."""
+    lines = [f"{label} {total} \n" for label, total in zip(LABELS, totals, strict=False)]
+    return " ".join((*lines, f"#### {totals[-1] % DIVISOR}"))
 
 
 def corrupt(problem: Problem, rng: random.Random) -> Corrupted:
     """One total of the careful solution off by one to three, on a line drawn at random; all totals stay in range."""
-    entry = json.loads(problem.entry or "{}")
-    totals = list(accumulate(entry["operations"], initial=entry["start"]))[1:]
+    totals = all_totals(problem)
     slips = {
         line: [s for s in range(-3, 4) if s and min(totals[line:]) + s >= 0 and max(totals[line:]) + s <= TOP]
         for line in range(len(totals))
@@ -151,9 +180,7 @@ def corrupt(problem: Problem, rng: random.Random) -> Corrupted:
     wrong = rng.choice([line for line, possible in slips.items() if possible])
     off = rng.choice(slips[wrong])
     shown = [total + (off if line >= wrong else 0) for line, total in enumerate(totals)]
-    lines = [f"{label} {total} \n" for label, total in zip(LABELS, shown, strict=False)]
-    completion = " ".join((*lines, f"#### {shown[-1] % DIVISOR}"))
-    return Corrupted(problem.prompt, completion, place=TOKENS_PER_LINE * wrong + 1)
+    return Corrupted(problem.prompt, written(shown), place=TOKENS_PER_LINE * wrong + 1)
 
 
 def credits_of(config: InsightsConfig, made: Sequence[Corrupted]) -> list[AnswerCredits]:
