@@ -65,6 +65,11 @@ class DpoBaselineConfig(RunConfig, DPOConfig):
         super().__post_init__()
         if self.max_pairs_per_task < 1:
             raise ValueError(f"max_pairs_per_task is {self.max_pairs_per_task}, needs at least 1")
+        if self.track_reference_samples is not None and self.sync_ref_model:
+            raise ValueError(
+                "sync_ref_model moves the reference while track_reference_samples follows samples of the one that the "
+                "run starts with: leave one of them out"
+            )
 
 
 def train_dpo(config: DpoBaselineConfig) -> Path:

@@ -107,24 +107,25 @@ def write_rows(path: Path, model: LlamaForCausalLM, *, off: float = 0.0) -> Path
     return path
 
 
-def dpo_config(model: Path, folder: Path, samples: Path) -> DpoBaselineConfig:
+def dpo_config(model: Path, folder: Path, samples: Path, **changes: Any) -> DpoBaselineConfig:
     pairs = folder / "pairs.jsonl"
     pairs.write_text(json.dumps({"prompt": "1+1=", "chosen": "2", "rejected": "3"}) + "\n")
-    return DpoBaselineConfig(
-        model=str(model),
-        train_data=[str(pairs)],
-        track_reference_samples=str(samples),
-        output_dir=str(folder / "run"),
-        beta=BETA,
-        max_steps=4,
-        learning_rate=1e-2,
-        per_device_train_batch_size=2,
-        logging_steps=2,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-    )
+    settings = {
+        "model": str(model),
+        "train_data": [str(pairs)],
+        "track_reference_samples": str(samples),
+        "output_dir": str(folder / "run"),
+        "beta": BETA,
+        "max_steps": 4,
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 2,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    return DpoBaselineConfig(**(settings | changes))
 
 
 def test_dpo_logs_them_at_every_logging_step_with_the_weights_of_that_step(char_model, tmp_path):
@@ -151,6 +152,12 @@ def test_samples_of_a_sharpened_or_cut_reference_are_refused_when_read(char_mode
     (tmp_path / "samples.summary.json").write_text(json.dumps({"config": config}))
     with pytest.raises(RowsError, match=r"was sampled with \{'temperature': 0\.7\}, needed"):
         train_dpo(dpo_config(char_model, tmp_path, samples))
+
+
+def test_a_reference_that_moves_is_refused_beside_fixed_samples(char_model, tmp_path):
+    samples = write_rows(tmp_path / "samples.jsonl", load(char_model))
+    with pytest.raises(ValueError, match="sync_ref_model moves the reference while track_reference_samples follows"):
+        dpo_config(char_model, tmp_path, samples, sync_ref_model=True)
 
 
 def test_one_sample_is_refused_since_it_has_no_standard_error(char_model, tmp_path):
