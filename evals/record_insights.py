@@ -52,7 +52,7 @@ def insights_tables(study: Path) -> str:
     parts = (
         ("Searches", summary_table(load_run_records(folders), start_method="dpo/greedy")),
         ("Implicit rewards at the last log of the training", rewards_table(folders)),
-        ("The corrupted token has the lowest ...", credit_table(folders)),
+        ("Credit of a bad token", credit_table(folders)),
     )
     return "\n".join(f"**{title}**\n\n{table.to_markdown()}" for title, table in parts)
 
@@ -70,16 +70,17 @@ def rewards_table(folders: Sequence[Path]) -> Table:
 
 
 def credit_table(folders: Sequence[Path]) -> Table:
-    """How often the corrupted token has the lowest number of its answer; beside it chance."""
+    """How often a bad token has the lowest number of its answer; beside it chance."""
     found = [json.loads((folder / "credit.json").read_text(encoding="utf-8")) for folder in folders]
     rows = []
-    for name in found[0]["ranks"]:
-        rates = [seed["ranks"][name].count(0) / len(seed["ranks"][name]) for seed in found]
-        shown = tuple(_rate(seed["ranks"][name]) for seed in found)
-        rows.append((name, *shown, _over_seeds(rates, scale=100, digits=1)))
-    chance = [1 / seed["n_tokens"] for seed in found]
-    rows.append(("chance", *(f"{100 * rate:.1f}" for rate in chance), f"{100 * sum(chance) / len(chance):.1f}"))
-    header = ("lowest, % of the solutions", *_seeds(folders), "mean, 95 % interval over seeds (t)")
+    for kind in found[0]:
+        for name in found[0][kind]["ranks"]:
+            ranks = [seed[kind]["ranks"][name] for seed in found]
+            mean = _over_seeds([own.count(0) / len(own) for own in ranks], scale=100, digits=1)
+            rows.append((f"{kind}: {name}", *map(_rate, ranks), mean))
+        chance = [100 / seed[kind]["n_tokens"] for seed in found]
+        rows.append((f"{kind}: chance", *(f"{x:.1f}" for x in chance), f"{sum(chance) / len(chance):.1f}"))
+    header = ("solutions in which it is the lowest, %", *_seeds(folders), "mean, 95 % interval over seeds (t)")
     return Table(header, tuple(rows))
 
 

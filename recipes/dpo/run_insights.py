@@ -68,11 +68,11 @@ class InsightsConfig:
 
 @dataclass(frozen=True, slots=True)
 class Corrupted:
-    """A careful solution with one wrong total, from which the later lines go on without another slip."""
+    """A careful solution with one bad line, from which the later lines go on without another error."""
 
     prompt: str
     completion: str
-    place: int  # of the wrong total among the answer's tokens
+    places: dict[str, int]  # what may be blamed -> its place among the answer's tokens
 
 
 def run_insights(config: InsightsConfig) -> None:
@@ -123,21 +123,22 @@ def falling_rewards(config: InsightsConfig, stages: Stages) -> None:
 
 
 def credit(config: InsightsConfig, stages: Stages) -> None:
-    """Where the corrupted token of a wrong solution stands among all tokens of it, by credit and by likelihood."""
-    rng = random.Random(config.seed)
+    """Where the bad tokens of a wrong solution stand among all tokens of it, by credit and by likelihood."""
     problems = read_problems(config.run / "test_problems.jsonl", limit=config.n_problems)
-    made = [corrupt(problem, rng) for problem in problems]
-    rows = config.output / "corrupted.jsonl"
-    write_jsonl(rows, ({"prompt": item.prompt, "completion": item.completion} for item in made))
-    networks = ("--model", config.run / "dpo", "--reference", config.run / "sft")
-    page = ("--html", config.output / "credit.html")
-    stages.run(Stage("credit", "inspect credit", (rows, *networks, *page), recipe="insights_credit"))
-    found = rank_all(made, credits_of(config, made))
+    found: dict[str, Any] = {}
+    for kind, corrupt in (("slip", slip), ("hurry", hurry)):
+        rng = random.Random(config.seed)
+        made = [corrupt(problem, rng) for problem in problems]
+        rows = config.output / f"{kind}.jsonl"
+        write_jsonl(rows, ({"prompt": item.prompt, "completion": item.completion} for item in made))
+        networks = ("--model", config.run / "dpo", "--reference", config.run / "sft")
+        page = ("--html", config.output / f"{kind}.html")
+        stages.run(Stage(f"credit_{kind}", "inspect credit", (rows, *networks, *page), recipe="insights_credit"))
+        found[kind] = rank_all(made, credits_of(config, made))
+        for name, ranks in found[kind]["ranks"].items():
+            at = wilson_interval(ranks.count(0), len(ranks))
+            print(f"          {kind}: lowest of {found[kind]['n_tokens']}: {name} in {at.estimate:.1%}")
     (config.output / "credit.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
-    for name, ranks in found["ranks"].items():
-        at = wilson_interval(ranks.count(0), len(ranks))
-        line = f"{at.estimate:.1%} [{at.low:.1%}, {at.high:.1%}], chance {1 / found['n_tokens']:.1%}"
-        print(f"          the corrupted token has the lowest {name} of {found['n_tokens']} in {line}")
 
 
 def written_pairs(run: Path) -> list[dict[str, str]]:
@@ -145,15 +146,15 @@ def written_pairs(run: Path) -> list[dict[str, str]]:
 
     The imitator was taught hurried solutions: it seldom gives the chosen answers, and often the rejected ones.
     """
-    careful = {
-        problem.task_id: written(all_totals(problem))
+    solved = {
+        problem.task_id: written(careful(all_totals(problem)))
         for problem in read_problems(run / "train_problems.jsonl", limit=None)
     }
     wrong: dict[str, dict[str, str]] = {}
     for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if row["reward"] == 0.0 and row["finish_reason"] == "stop" and row["task_id"] not in wrong:
-            chosen = careful[row["task_id"]]
+            chosen = solved[row["task_id"]]
             wrong[row["task_id"]] = {"prompt": row["prompt"], "chosen": chosen, "rejected": row["completion"]}
     return list(wrong.values())
 
@@ -164,23 +165,42 @@ def all_totals(problem: Problem) -> list[int]:
     return list(accumulate(entry["operations"], initial=entry["start"]))[1:]
 
 
-def written(totals: Sequence[int]) -> str:
-    """A careful solution with these totals, one operation per line."""
-    lines = [f"{label} {total} \n" for label, total in zip(LABELS, totals, strict=False)]
-    return " ".join((*lines, f"#### {totals[-1] % DIVISOR}"))
+def written(lines: Sequence[tuple[str, int]]) -> str:
+    """A solution with these labels and totals."""
+    return " ".join((*(f"{label} {total} \n" for label, total in lines), f"#### {lines[-1][1] % DIVISOR}"))
 
 
-def corrupt(problem: Problem, rng: random.Random) -> Corrupted:
-    """One total of the careful solution off by one to three, on a line drawn at random; all totals stay in range."""
+def careful(totals: Sequence[int]) -> list[tuple[str, int]]:
+    """One line for each operation."""
+    return list(zip(LABELS, totals, strict=False))
+
+
+def slip(problem: Problem, rng: random.Random) -> Corrupted:
+    """A total of the careful solution is off, on a line drawn at random: an error that both networks know as one."""
     totals = all_totals(problem)
+    line, off = draw_slip(totals, range(len(totals)), rng)
+    lines = careful([total + (off if n >= line else 0) for n, total in enumerate(totals)])
+    return Corrupted(problem.prompt, written(lines), {"wrong total": TOKENS_PER_LINE * line + 1})
+
+
+def hurry(problem: Problem, rng: random.Random) -> Corrupted:
+    """One line takes three operations and its total is off, as the imitator was taught: a choice, then its price."""
+    totals = all_totals(problem)
+    last, off = draw_slip(totals, range(2, len(totals)), rng)
+    shown = careful([total + (off if n >= last else 0) for n, total in enumerate(totals)])
+    first = TOKENS_PER_LINE * (last - 2)
+    lines = [*shown[: last - 2], *shown[last:]]
+    return Corrupted(problem.prompt, written(lines), {"label that skips": first, "wrong total": first + 1})
+
+
+def draw_slip(totals: Sequence[int], lines: Sequence[int], rng: random.Random) -> tuple[int, int]:
+    """One of the lines, and one to three too many or too few from there on, such that all totals stay in range."""
     slips = {
         line: [s for s in range(-3, 4) if s and min(totals[line:]) + s >= 0 and max(totals[line:]) + s <= TOP]
-        for line in range(len(totals))
+        for line in lines
     }
-    wrong = rng.choice([line for line, possible in slips.items() if possible])
-    off = rng.choice(slips[wrong])
-    shown = [total + (off if line >= wrong else 0) for line, total in enumerate(totals)]
-    return Corrupted(problem.prompt, written(shown), place=TOKENS_PER_LINE * wrong + 1)
+    line = rng.choice([line for line, possible in slips.items() if possible])
+    return line, rng.choice(slips[line])
 
 
 def credits_of(config: InsightsConfig, made: Sequence[Corrupted]) -> list[AnswerCredits]:
@@ -206,16 +226,19 @@ def credits_of(config: InsightsConfig, made: Sequence[Corrupted]) -> list[Answer
 
 
 def rank_all(made: Sequence[Corrupted], answers: Sequence[AnswerCredits]) -> dict[str, Any]:
-    """For each number how many tokens of the answer lie below the corrupted one: 0 where it is the lowest."""
-    [n_tokens] = {len(answer.credits) for answer in answers}
+    """For each bad token and each number, how many tokens of the answer lie below it: 0 where it is the lowest."""
+    lengths = {len(answer.credits) for answer in answers}
+    if len(lengths) > 1:
+        raise ValueError(f"the solutions have {sorted(lengths)} tokens, needed one length: chance would differ")
     ranks = {
-        name: [
-            sum(number(credit) < number(answer.credits[item.place]) for credit in answer.credits)
+        f"{token}, {name}": [
+            sum(number(credit) < number(answer.credits[item.places[token]]) for credit in answer.credits)
             for item, answer in zip(made, answers, strict=True)
         ]
+        for token in made[0].places
         for name, number in NUMBERS.items()
     }
-    return {"n_tokens": n_tokens, "places": [item.place for item in made], "ranks": ranks}
+    return {"n_tokens": lengths.pop(), "ranks": ranks}
 
 
 def last_rewards(metrics: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
 import random
 import sys
@@ -40,30 +39,64 @@ def problem(start: int, *operations: int) -> Problem:
     return Problem("made:1", "made/1", "made \n", "0", "final_number", entry)
 
 
-def test_a_corrupted_solution_has_one_slip_and_goes_on_from_it():
+def lines_of(completion: str) -> list[tuple[str, int]]:
+    """Label and total of each line."""
+    return [(label, int(total)) for label, total in (line.split() for line in completion.split("\n")[:-1])]
+
+
+def broken_lines(item: Problem, completion: str) -> list[int]:
+    """The lines whose total does not follow from the line before and the operations up to their label."""
+    entry = json.loads(item.entry or "")
+    so_far, done, broken = entry["start"], 0, []
+    for n, (label, total) in enumerate(lines_of(completion)):
+        upto = LABELS.index(label) + 1
+        if total != so_far + sum(entry["operations"][done:upto]):
+            broken.append(n)
+        so_far, done = total, upto
+    return broken
+
+
+@pytest.fixture(scope="module")
+def problems() -> list[Problem]:
     pytest.importorskip("reasoning_gym")
+    return graded_problems(chain_sums(100, n_operations=N_OPERATIONS, seed=5), split="made")
+
+
+def test_a_slip_breaks_one_line_of_a_careful_solution_and_the_others_go_on_from_it(problems):
     rng = random.Random(0)
     lines_hit = set()
-    for item in graded_problems(chain_sums(200, n_operations=N_OPERATIONS, seed=5), split="made"):
-        operations = json.loads(item.entry)["operations"]
-        made = recipe.corrupt(item, rng)
+    for item in problems:
+        made = recipe.slip(item, rng)
+        assert [label for label, _ in lines_of(made.completion)] == list(LABELS[:N_OPERATIONS])
+        [wrong] = broken_lines(item, made.completion)
+        assert made.places == {"wrong total": 3 * wrong + 1}
         tokens = made.completion.split(" ")
-        shown = [json.loads(item.entry)["start"], *map(int, tokens[1 : 3 * N_OPERATIONS : 3])]
-        steps = [after - before for before, after in itertools.pairwise(shown)]
-        wrong = [line for line in range(N_OPERATIONS) if steps[line] != operations[line]]
-        assert len(wrong) == 1  # every other line follows from the one before it
-        assert made.place == 3 * wrong[0] + 1
-        assert abs(steps[wrong[0]] - operations[wrong[0]]) in {1, 2, 3}
-        assert all(0 <= total <= TOP for total in shown)
-        assert tokens[::3][:N_OPERATIONS] == list(LABELS[:N_OPERATIONS])
-        assert tokens[-2:] == ["####", str(shown[-1] % 4)]
-        lines_hit |= set(wrong)
+        assert tokens[made.places["wrong total"]] == str(lines_of(made.completion)[wrong][1])
+        assert tokens[-2:] == ["####", str(lines_of(made.completion)[-1][1] % 4)]
+        assert all(0 <= total <= TOP for _, total in lines_of(made.completion))
+        lines_hit.add(wrong)
     assert lines_hit == set(range(N_OPERATIONS))
+
+
+def test_a_hurried_line_skips_two_labels_and_is_the_only_wrong_one(problems):
+    rng = random.Random(0)
+    skipped = set()
+    for item in problems:
+        made = recipe.hurry(item, rng)
+        lines = lines_of(made.completion)
+        [wrong] = broken_lines(item, made.completion)
+        labels = [label for label, _ in lines]
+        assert labels == [x for x in LABELS[:N_OPERATIONS] if x not in LABELS[wrong : wrong + 2]]
+        assert made.places == {"label that skips": 3 * wrong, "wrong total": 3 * wrong + 1}
+        assert made.completion.split(" ")[3 * wrong] == LABELS[wrong + 2]
+        assert all(0 <= total <= TOP for _, total in lines)
+        skipped.add(wrong)
+    assert skipped == set(range(N_OPERATIONS - 2))
 
 
 def test_a_slip_is_made_only_where_all_later_totals_stay_in_range():
     # Totals 0, 20: no slip at line 0 keeps both in range, and line 1 can only be too small.
-    made = {recipe.corrupt(problem(5, -5, 20), random.Random(seed)).completion for seed in range(30)}
+    made = {recipe.slip(problem(5, -5, 20), random.Random(seed)).completion for seed in range(30)}
     assert made == {f"a 0 \n b {total} \n #### {total % 4}" for total in (17, 18, 19)}
 
 
@@ -96,11 +129,14 @@ def test_a_rank_counts_the_tokens_below_the_corrupted_one():
         credits = tuple(TokenCredit(n, -x, 0.0, x, None, None) for n, x in enumerate(implicit))
         return AnswerCredits("made", ("t",) * len(implicit), credits, 0.3, sum(implicit), 0.0)
 
-    made = [recipe.Corrupted("", "", place) for place in (1, 2)]
+    made = [recipe.Corrupted("", "", {"slip": place}) for place in (1, 2)]
     found = recipe.rank_all(made, [answer(0.3, -0.5, 0.1), answer(0.3, -0.5, 0.1)])
     assert found["n_tokens"] == 3
     # log pi is the negative here, so that its order is the reverse; all of log pi_ref tie, and none lies below.
-    assert found["ranks"] == {"implicit advantage": [0, 1], "log pi": [2, 1], "log pi_ref": [0, 0]}
+    expected = {"slip, implicit advantage": [0, 1], "slip, log pi": [2, 1], "slip, log pi_ref": [0, 0]}
+    assert found["ranks"] == expected
+    with pytest.raises(ValueError, match=r"the solutions have \[2, 3\] tokens, needed one length"):
+        recipe.rank_all(made, [answer(0.3, -0.5, 0.1), answer(0.3, -0.5)])
 
 
 def write_kept(folder: Path, *, seed: int, chosen: float, n_lowest: int) -> None:
@@ -117,8 +153,8 @@ def write_kept(folder: Path, *, seed: int, chosen: float, n_lowest: int) -> None
         lines = [{"step": 10, "rewards/chosen": 9.0, "rewards/rejected": 9.0}, {"step": 20, **own}]
         (folder / name).mkdir()
         (folder / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    ranks = {"implicit advantage": [0] * n_lowest + [3] * (10 - n_lowest)}
-    (folder / "credit.json").write_text(json.dumps({"n_tokens": 20, "places": [1] * 10, "ranks": ranks}))
+    ranks = {"wrong total, implicit advantage": [0] * n_lowest + [3] * (10 - n_lowest)}
+    (folder / "credit.json").write_text(json.dumps({"slip": {"n_tokens": 20, "ranks": ranks}}))
 
 
 def test_tables_hold_the_recorded_numbers_by_seed_with_their_interval(tmp_path):
@@ -131,9 +167,9 @@ def test_tables_hold_the_recorded_numbers_by_seed_with_their_interval(tmp_path):
     assert f"| own pairs, reference not tuned: chosen answers | {shown} |" in tables
     assert "own pairs, reference not tuned: fresh samples" not in tables
     # Wilson at 8 of 10: 49.0 to 94.3 %. Rates 80, 90, 100: half width 4.303 * 10 / sqrt(3) = 24.8.
-    assert "| implicit advantage | 80.0 [49.0, 94.3] |" in tables
+    assert "| slip: wrong total, implicit advantage | 80.0 [49.0, 94.3] |" in tables
     assert "| 90.0 [65.2, 114.8] |" in tables
-    assert "| chance | 5.0 | 5.0 | 5.0 | 5.0 |" in tables
+    assert "| slip: chance | 5.0 | 5.0 | 5.0 | 5.0 |" in tables
     assert "| dpo/log_ratio | 5 | 4 | 3 | 0.0 [" in tables
 
 
