@@ -86,7 +86,7 @@ VERBS = (
     Verb(
         "eval",
         "Answer problems with one policy: greedy, samples with best-of-n and majority, value-guided beams.",
-        config="posttrain.evaluation.run:EvalConfig",
+        config="posttrain.evaluation.eval_config:EvalConfig",
         function="posttrain.evaluation.run:evaluate",
     ),
     Verb(

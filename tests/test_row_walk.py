@@ -13,9 +13,10 @@ from posttrain.data.collate import StateLevel, collate
 from posttrain.data.encode import encode_trajectory
 from posttrain.data.rows import parse_trajectory
 from posttrain.data.sources import OnBadRow, read_rows
+from posttrain.evaluation.eval_config import EvalConfig
 from posttrain.evaluation.records import read_records
 from posttrain.evaluation.report import ReportConfig, write_report
-from posttrain.evaluation.run import EvalConfig, evaluate
+from posttrain.evaluation.run import evaluate
 from posttrain.evaluation.run_folder import read_solutions
 from posttrain.losses import oreo_token
 from posttrain.models.actor_critic import token_values

@@ -1,4 +1,4 @@
-"""How an answer is decoded, as a user writes it: `greedy`, `sample:16` or `beam:4x4`."""
+"""How an answer is decoded, as a user writes it: `greedy`, `sample:16`, `beam:4x4`, `likelihood:5`, `log_ratio:5`."""
 
 from __future__ import annotations
 
@@ -31,18 +31,37 @@ class Beam:
     expansions: int
 
 
-Decoding = Greedy | Sampled | Beam
+@dataclass(frozen=True, slots=True)
+class LikelihoodBeam:
+    """Token-level beam search for the largest Σ log π, with `width` open paths."""
+
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogRatioBeam:
+    """Token-level beam search for the largest Σ log π/π_ref, with `width` open paths."""
+
+    width: int
+
+
+Decoding = Greedy | Sampled | Beam | LikelihoodBeam | LogRatioBeam
+FORMS = "greedy, sample:N (e.g. sample:16), beam:WxE (e.g. beam:4x4), likelihood:B or log_ratio:B (e.g. log_ratio:5)"
 
 
 def parse_decoding(text: str) -> Decoding:
-    """`greedy`, `sample:N` or `beam:WxE`; raises ValueError naming the forms."""
+    """One of FORMS; raises ValueError naming them."""
     if text == "greedy":
         return Greedy()
     if (match := re.fullmatch(r"sample:([1-9]\d*)", text, re.ASCII)) is not None:
         return Sampled(int(match[1]))
     if (match := re.fullmatch(r"beam:([1-9]\d*)x([1-9]\d*)", text, re.ASCII)) is not None:
         return Beam(int(match[1]), int(match[2]))
-    raise ValueError(f"decoding '{text}' is none of: greedy, sample:N (e.g. sample:16), beam:WxE (e.g. beam:4x4)")
+    if (match := re.fullmatch(r"likelihood:([1-9]\d*)", text, re.ASCII)) is not None:
+        return LikelihoodBeam(int(match[1]))
+    if (match := re.fullmatch(r"log_ratio:([1-9]\d*)", text, re.ASCII)) is not None:
+        return LogRatioBeam(int(match[1]))
+    raise ValueError(f"decoding '{text}' is none of: {FORMS}")
 
 
 def require_distinct_records(texts: Sequence[str]) -> None:
@@ -67,3 +86,7 @@ def _methods(decoding: Decoding) -> tuple[tuple[str, int], ...]:
             return (("sample", 1), *(("majority", m) for m in decoding.prefix_sizes()))
         case Beam(width, expansions):
             return (("beam", width * expansions),)
+        case LikelihoodBeam(width):
+            return (("likelihood", width),)
+        case LogRatioBeam(width):
+            return (("log_ratio", width),)

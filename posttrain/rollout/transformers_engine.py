@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from posttrain.models.cached_rows import CachedRows, read_prompts
 from posttrain.rollout.choose import choose_tokens, logp_of, uniform_stream
 from posttrain.rollout.stop_strings import StopStrings
 from posttrain.sampling import Sample, SamplingParams, prompt_streams
@@ -39,20 +40,16 @@ class _Request:
 
 @dataclass(slots=True)
 class _Running:
-    """The rows that are still in the batch, R of them; columns L grow by one per step."""
+    """The rows that are still in the batch, R of them."""
 
-    cache: DynamicCache
-    logits: Tensor  # [R, V] of the next token
+    read: CachedRows
     row: Tensor  # [R] int64, which of the batch's requests each is
-    is_token: Tensor  # [R, L] int64, 0 on left padding
-    position: Tensor  # [R] int64, of the next token
     is_live: Tensor  # [R] bool, False: finished, and waits to be dropped
 
     def drop_finished(self) -> None:
         keep = self.is_live.nonzero().squeeze(-1)
-        self.cache.batch_select_indices(keep)
-        self.logits, self.row = self.logits[keep], self.row[keep]
-        self.is_token, self.position, self.is_live = self.is_token[keep], self.position[keep], self.is_live[keep]
+        self.read.select(keep)
+        self.row, self.is_live = self.row[keep], self.is_live[keep]
 
 
 @dataclass(slots=True)
@@ -162,9 +159,9 @@ class TransformersEngine:
         output = self._empty_output(batch, n_steps)
         running = self._prefill(batch, prompts)
         for step in range(n_steps):
-            token_ids = choose_tokens(running.logits, uniform[running.row, step], params)
+            token_ids = choose_tokens(running.read.logits, uniform[running.row, step], params)
             output.token_ids[running.row, step] = token_ids
-            output.logp[running.row, step] = logp_of(running.logits, token_ids)
+            output.logp[running.row, step] = logp_of(running.read.logits, token_ids)
             self._end_rows(running, output, token_ids, step, stop)
             n_live = int(running.is_live.sum())
             if n_live == 0:
@@ -172,7 +169,7 @@ class TransformersEngine:
             if n_live <= len(running.row) * _LIVE_SHARE_BEFORE_COMPACTING:
                 token_ids = token_ids[running.is_live]
                 running.drop_finished()
-            self._advance(running, token_ids)
+            running.read.append(token_ids)
         return output.samples()
 
     def _empty_output(self, batch: Sequence[_Request], n_steps: int) -> _Output:
@@ -189,46 +186,14 @@ class TransformersEngine:
         """Each prompt of the batch once, then a copy of its cache for each of its samples."""
         distinct = list(dict.fromkeys(request.prompt for request in batch))
         place = {prompt: i for i, prompt in enumerate(distinct)}
-        rows = [list(prompts[prompt]) for prompt in distinct]
-        n_columns = max(map(len, rows))
-        pad = rows[0][0]  # any id that the model knows: a padded column is never attended to
-        input_ids = torch.tensor([[pad] * (n_columns - len(row)) + row for row in rows], device=self.device)
-        n_tokens = torch.tensor([len(row) for row in rows], device=self.device)
-        column = torch.arange(n_columns, device=self.device)
-        position = column - (n_columns - n_tokens)[:, None]
-        is_token = (position >= 0).long()
-        cache = DynamicCache(config=self.model.config)
-        logits = self.model(
-            input_ids=input_ids,
-            attention_mask=is_token,
-            position_ids=position.clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        source = torch.tensor([place[request.prompt] for request in batch], device=self.device)
-        if len(source) != len(distinct):
-            cache.batch_select_indices(source)
+        read = read_prompts(self.model, [prompts[prompt] for prompt in distinct])
+        if len(batch) != len(distinct):
+            read.select(torch.tensor([place[request.prompt] for request in batch], device=self.device))
         return _Running(
-            cache=cache,
-            logits=logits[source],
+            read=read,
             row=torch.arange(len(batch), device=self.device),
-            is_token=is_token[source],
-            position=n_tokens[source],
             is_live=torch.ones(len(batch), dtype=torch.bool, device=self.device),
         )
-
-    def _advance(self, running: _Running, token_ids: Tensor) -> None:
-        """Append one token to every row and leave the logits after it in `running`."""
-        running.is_token = torch.nn.functional.pad(running.is_token, (0, 1), value=1)
-        running.logits = self.model(
-            input_ids=token_ids[:, None],
-            attention_mask=running.is_token,
-            position_ids=running.position[:, None],
-            past_key_values=running.cache,
-            use_cache=True,
-        ).logits[:, -1]
-        running.position = running.position + 1
 
     def _end_rows(
         self, running: _Running, output: _Output, token_ids: Tensor, step: int, stop: StopStrings | None

@@ -1,4 +1,4 @@
-"""The tree that every search grows: one node per step, values on the nodes, answers at the leaves."""
+"""The tree that every search grows: one node per step or token, values on the nodes, answers at the leaves."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ class Node:
     index: int
     parent: int | None  # None only for the root
     depth: int  # steps from the root
-    token_ids: tuple[int, ...]  # this step's tokens, delimiter or EOS included
-    value: float  # V at the step's last token; for an answer at the last token before EOS
+    token_ids: tuple[int, ...]  # this step's tokens, delimiter or EOS included; a token-level step is one token
+    value: float  # what the search ranks by: V at the step's last token, for an answer at the last one before EOS;
+    # in a token-level search the score of the whole path
     state: NodeState
     n_merged: int = 1  # how many identical samples this node stands for
 
 
 @dataclass(slots=True)
 class SearchTree:
-    """Steps sampled below one prompt.
+    """What was searched below one prompt.
 
     The paper scores `prefix + step + delimiter` at its last real token. An answer is scored before its EOS: V after
     EOS is 0 by definition, and the state in which EOS is chosen is the last one that training sees.
@@ -57,14 +58,19 @@ class SearchTree:
         """Children of `parent`, identical samples merged; their values are still to be set."""
         children: dict[tuple[int, ...], Node] = {}
         for sample in samples:
-            self.n_generated_tokens += len(sample.token_ids)
             if sample.token_ids in children:
                 children[sample.token_ids].n_merged += 1
-                continue
-            node = Node(len(self.nodes), parent.index, parent.depth + 1, sample.token_ids, 0.0, _state_after(sample))
-            children[sample.token_ids] = node
-            self.nodes.append(node)
+                self.n_generated_tokens += len(sample.token_ids)
+            else:
+                children[sample.token_ids] = self.grow(parent, sample.token_ids, 0.0, _state_after(sample))
         return list(children.values())
+
+    def grow(self, parent: Node, token_ids: tuple[int, ...], value: float, state: NodeState) -> Node:
+        """One new child of `parent`."""
+        node = Node(len(self.nodes), parent.index, parent.depth + 1, token_ids, value, state)
+        self.nodes.append(node)
+        self.n_generated_tokens += len(token_ids)
+        return node
 
     def scored_prefix(self, node: Node) -> tuple[int, ...]:
         """The tokens whose last one is where V of `node` is read."""

@@ -24,7 +24,8 @@ from posttrain.models.policy import load_policy, load_reference
 from posttrain.pretrained import load_tokenizer
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
 from posttrain.training.metrics import MetricsFile
-from posttrain.training.provenance import write_run_card
+from posttrain.training.provenance import hash_data, write_run_card
+from posttrain.training.reference_samples import read_reference_samples
 from posttrain.training.run_config import RunConfig
 from posttrain.training.trl_trainers import DpoTrainer
 from posttrain.training.without_accelerator import choose_cpu
@@ -46,6 +47,14 @@ class DpoBaselineConfig(RunConfig, DPOConfig):
             "group": "data",
         },
     )
+    track_reference_samples: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows that collect sampled from the reference at temperature 1; their implicit reward is logged "
+            "beside that of the pairs.",
+            "group": "data",
+        },
+    )
     max_pairs_per_task: int = field(
         default=6,  # arXiv 2412.16145, A.1, for the 1.5B model
         metadata={"help": "Pairs drawn per task_id from better times worse answers.", "group": "data"},
@@ -56,6 +65,11 @@ class DpoBaselineConfig(RunConfig, DPOConfig):
         super().__post_init__()
         if self.max_pairs_per_task < 1:
             raise ValueError(f"max_pairs_per_task is {self.max_pairs_per_task}, needs at least 1")
+        if self.track_reference_samples is not None and self.sync_ref_model:
+            raise ValueError(
+                "sync_ref_model moves the reference while track_reference_samples follows samples of the one that the "
+                "run starts with: leave one of them out"
+            )
 
 
 def train_dpo(config: DpoBaselineConfig) -> Path:
@@ -68,6 +82,15 @@ def train_dpo(config: DpoBaselineConfig) -> Path:
         require_same_tokens(tokenizer, config.reference, "reference")
     pairs, data_sha256 = read_pairs(config, tokenizer)
     trainer = build_dpo_trainer(config, pairs, tokenizer)
+    if config.track_reference_samples is not None:
+        trainer.reference_samples = read_reference_samples(
+            config.track_reference_samples,
+            tokenizer,
+            beta=config.beta,
+            max_length=config.max_length,
+            batch_size=config.per_device_train_batch_size,
+        )
+        data_sha256 |= hash_data(config.track_reference_samples)
     if trainer.is_world_process_zero():
         write_run_card(Path(config.output_dir), config.to_dict(), data_sha256)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)

@@ -7,6 +7,7 @@ from typing import Any
 from datasets import Dataset
 from trl import DPOTrainer, KTOTrainer, SFTTrainer  # pyright: ignore[reportPrivateImportUsage] - public, no __all__
 
+from posttrain.training.reference_samples import ReferenceSamples
 from posttrain.training.safe_checkpointing import SafeCheckpointing
 
 
@@ -36,6 +37,14 @@ class DpoTrainer(TrlAverages, DPOTrainer):
     trl 1.16 always tokenises text, which would train on other actions than were sampled; its collator and its loss
     take ids as they are.
     """
+
+    reference_samples: ReferenceSamples | None = None  # whose implicit rewards are logged beside those of the pairs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the implicit rewards of the reference's samples to a training log."""
+        if "loss" in logs and self.reference_samples is not None:
+            logs = {**logs, **self.reference_samples.measure(self.model_wrapped, self.ref_model)}
+        super().log(logs, start_time)
 
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
         _require_columns(dataset, dataset_name, {"prompt_ids", "chosen_ids", "rejected_ids"})

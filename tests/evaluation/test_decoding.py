@@ -4,22 +4,43 @@ import re
 
 import pytest
 
-from posttrain.evaluation.decoding import Beam, Greedy, Sampled, parse_decoding, require_distinct_records
+from posttrain.evaluation.decoding import (
+    Beam,
+    Greedy,
+    LikelihoodBeam,
+    LogRatioBeam,
+    Sampled,
+    parse_decoding,
+    require_distinct_records,
+)
 
 
 @pytest.mark.parametrize(
     ("text", "decoding"),
-    [("greedy", Greedy()), ("sample:1", Sampled(1)), ("sample:16", Sampled(16)), ("beam:4x2", Beam(4, 2))],
+    [
+        ("greedy", Greedy()),
+        ("sample:1", Sampled(1)),
+        ("sample:16", Sampled(16)),
+        ("beam:4x2", Beam(4, 2)),
+        ("likelihood:5", LikelihoodBeam(5)),
+        ("log_ratio:12", LogRatioBeam(12)),
+    ],
 )
 def test_a_decoding_is_read_from_its_text(text, decoding):
     assert parse_decoding(text) == decoding
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Greedy", "sample", "sample:0", "sample:-4", "sample:4 ", "sample:٤", "beam:4", "beam:4x0", "beam:x4"]
+    "text",
+    [
+        *("", "Greedy", "sample", "sample:0", "sample:-4", "sample:4 ", "sample:٤", "beam:4", "beam:4x0", "beam:x4"),
+        *("likelihood", "likelihood:0", "log_ratio", "log_ratio:4x4", "log-ratio:4", "likelihood_ratio:4"),
+    ],
 )
-def test_a_text_that_is_no_decoding_is_refused_with_the_three_forms(text):
-    forms = re.escape("greedy, sample:N (e.g. sample:16), beam:WxE (e.g. beam:4x4)")
+def test_a_text_that_is_no_decoding_is_refused_with_the_forms_there_are(text):
+    forms = re.escape(
+        "greedy, sample:N (e.g. sample:16), beam:WxE (e.g. beam:4x4), likelihood:B or log_ratio:B (e.g. log_ratio:5)"
+    )
     with pytest.raises(ValueError, match=f"decoding '{re.escape(text)}' is none of: {forms}"):
         parse_decoding(text)
 
@@ -35,6 +56,7 @@ def test_samples_are_judged_at_the_powers_of_two_up_to_their_number(n, sizes):
         (("greedy", "sample:4", "greedy"), "greedy", 1),
         (("sample:4", "sample:8"), "sample", 1),
         (("beam:4x1", "beam:2x2"), "beam", 4),  # both draw 4 samples per step
+        (("log_ratio:3", "likelihood:3", "log_ratio:3"), "log_ratio", 3),
     ],
 )
 def test_decodings_whose_records_would_have_one_key_are_refused_together(texts, method, budget):
@@ -43,4 +65,6 @@ def test_decodings_whose_records_would_have_one_key_are_refused_together(texts, 
 
 
 def test_beams_of_different_budgets_stand_beside_samples():
-    require_distinct_records(("greedy", "sample:16", "beam:2x2", "beam:4x4"))
+    require_distinct_records(
+        ("greedy", "sample:16", "beam:2x2", "beam:4x4", "likelihood:2", "likelihood:4", "log_ratio:4")
+    )

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from posttrain.evaluation.eval_config import EvalConfig
 from posttrain.evaluation.records import group_records, read_records
-from posttrain.evaluation.run import EvalConfig, evaluate
+from posttrain.evaluation.run import evaluate
 from posttrain.evaluation.run_folder import read_solutions
 from posttrain.models.value import load_value_model
 from posttrain.rewards.grade import final_answer
