@@ -46,7 +46,7 @@ NEEDED = (
     "train_problems.jsonl",
     "test_problems.jsonl",
 )  # of the quickstart's run folder
-BETA = 0.3  # of recipes/quickstart/dpo.yaml; credits of one answer keep their order under another
+BETA = 0.5  # of recipes/quickstart/dpo.yaml; credits of one answer keep their order under another
 TOKENS_PER_LINE = 3  # a solution's lines are label, total, line break
 REWARDS = ("chosen", "rejected", "reference_samples", "reference_samples_stderr", "reference_samples_exact")
 NUMBERS: dict[str, Callable[[TokenCredit], float]] = {
