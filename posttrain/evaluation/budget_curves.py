@@ -44,7 +44,10 @@ def measured_points(summaries: Iterable[MethodSummary]) -> tuple[BudgetPoint, ..
 
 
 def exact_points(answers: Mapping[MethodBudget, Sequence[AnswerRecord]]) -> tuple[BudgetPoint, ...]:
-    """Best-of-n by value and pass@n, exact over all subsets, for every "<policy>/sample" that is on file."""
+    """Best-of-n by value and pass@n, exact over all subsets, for every "<policy>/sample" that is on file.
+
+    A single sample of each problem is no curve and gives no point.
+    """
     points: list[BudgetPoint] = []
     for (method, _), records in answers.items():
         policy, decoding = split_method(method)
@@ -67,6 +70,8 @@ def _curve(
     for record in records:
         pools[record.seed, record.task_id].append(record)
     n_available = min(map(len, pools.values()))  # a problem with fewer samples would bend the curve
+    if n_available == 1:
+        return []
     tokens = float(np.mean([record.n_generated_tokens for record in records]))
     sizes = [2**i for i in range(n_available.bit_length())]
     return [BudgetPoint(label, n, n * tokens, _over_problems(pools, accuracy, n)) for n in sizes]

@@ -47,6 +47,10 @@ def test_exact_points_stop_at_the_problem_with_the_fewest_samples():
     assert max(p.budget for p in points) == 2
 
 
+def test_single_samples_give_no_exact_point():
+    assert exact_points(group_records([SAMPLES[0], SAMPLES[4]])) == ()
+
+
 def test_exact_points_have_no_best_of_n_when_a_sample_lacks_its_value():
     without = [*SAMPLES[:-1], answer("b", "oreo/sample", 1, False, None)]
     assert {p.label for p in exact_points(group_records(without))} == {"oreo/pass@n (exact)"}
