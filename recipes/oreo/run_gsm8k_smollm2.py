@@ -30,7 +30,7 @@ SMALL: dict[str, tuple[Argument, ...]] = {
     "sft": ("--num_train_epochs", "1", "--per_device_train_batch_size", "4"),
     "collect": ("--samples_per_problem", "4", "--max_new_tokens", "160"),
     "oreo": ("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"),
-    "eval": ("--max_new_tokens", "160"),
+    "eval": ("--max_new_tokens", "160", "--max_steps", "6"),  # of a model that rambles, later steps are the dear ones
 }
 
 
