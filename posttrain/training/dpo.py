@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig  # pyright: ignore[reportPrivateImportUsage] - trl's public path, without __all__
 
 from posttrain.data.answers import as_trajectory, is_trajectory
@@ -162,10 +162,7 @@ def build_dpo_trainer(
     config: DpoBaselineConfig, pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase
 ) -> DpoTrainer:
     """trl's trainer on encoded pairs, with the reference in memory and dropout off in both models."""
-    dtype = getattr(torch, config.dtype)
-    policy = load_policy(config.model, dtype=dtype)
-    reference = load_reference(config.reference or config.model, dtype=dtype)
-    require_same_vocabulary(policy, reference, "reference", "it must be the model that the policy started from")
+    policy, reference = load_policy_and_reference(config.model, config.reference, dtype=getattr(torch, config.dtype))
     return DpoTrainer(
         model=policy,
         ref_model=reference,
@@ -174,6 +171,16 @@ def build_dpo_trainer(
         processing_class=tokenizer,
         callbacks=[MetricsFile()],
     )
+
+
+def load_policy_and_reference(
+    model: str, reference: str | None, *, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The policy and its frozen reference, by default its own start. Raises ValueError for two vocabularies."""
+    policy = load_policy(model, dtype=dtype)
+    frozen = load_reference(reference or model, dtype=dtype)
+    require_same_vocabulary(policy, frozen, "reference", "it must be the model that the policy started from")
+    return policy, frozen
 
 
 def _pair(better: TrajectoryRow, chosen: EncodedTrajectory, worse: TrajectoryRow, rejected: EncodedTrajectory) -> Pair:

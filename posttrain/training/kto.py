@@ -18,11 +18,9 @@ from posttrain.data.preferences import parse_unpaired_preference, total_reward
 from posttrain.data.rows import parse_trajectory
 from posttrain.data.sources import RowsError, read_rows
 from posttrain.data.tokenizer_card import require_same_tokens
-from posttrain.models.actor_critic import require_same_vocabulary
-from posttrain.models.policy import load_policy, load_reference
 from posttrain.pretrained import load_tokenizer
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
-from posttrain.training.dpo import answer_start
+from posttrain.training.dpo import answer_start, load_policy_and_reference
 from posttrain.training.metrics import MetricsFile
 from posttrain.training.provenance import write_run_card
 from posttrain.training.run_config import RunConfig
@@ -134,10 +132,7 @@ def build_kto_trainer(
     config: KtoBaselineConfig, answers: Sequence[Answer], tokenizer: PreTrainedTokenizerBase
 ) -> KtoTrainer:
     """trl's trainer on encoded answers, with the reference in memory and dropout off in both models."""
-    dtype = getattr(torch, config.dtype)
-    policy = load_policy(config.model, dtype=dtype)
-    reference = load_reference(config.reference or config.model, dtype=dtype)
-    require_same_vocabulary(policy, reference, "reference", "it must be the model that the policy started from")
+    policy, reference = load_policy_and_reference(config.model, config.reference, dtype=getattr(torch, config.dtype))
     return KtoTrainer(
         model=policy,
         ref_model=reference,
