@@ -131,8 +131,8 @@ def read_reference_samples(
 
 def _require_uncut(source: str) -> None:
     path = summary_path(Path(source))
-    config = json.loads(path.read_text(encoding="utf-8"))["config"] if path.is_file() else {}
-    changed = {name: config[name] for name, plain in UNCUT.items() if name in config and config[name] != plain}
+    run = json.loads(path.read_text(encoding="utf-8"))["run"] if path.is_file() else {}  # also of an unfinished one
+    changed = {name: run[name] for name, plain in UNCUT.items() if name in run and run[name] != plain}
     if changed:
         raise RowsError(
             f"{source}: was sampled with {changed}, needed {UNCUT}: a sharpened or cut distribution is not the "

@@ -148,8 +148,8 @@ def test_samples_of_another_model_are_refused_at_the_first_log(char_model, tmp_p
 
 def test_samples_of_a_sharpened_or_cut_reference_are_refused_when_read(char_model, tmp_path):
     samples = write_rows(tmp_path / "samples.jsonl", load(char_model))
-    config = {"temperature": 0.7, "top_p": 1.0, "top_k": 0}
-    (tmp_path / "samples.summary.json").write_text(json.dumps({"config": config}))
+    run = {"temperature": 0.7, "top_p": 1.0, "top_k": 0}
+    (tmp_path / "samples.summary.json").write_text(json.dumps({"is_complete": False, "run": run}))
     with pytest.raises(RowsError, match=r"was sampled with \{'temperature': 0\.7\}, needed"):
         train_dpo(dpo_config(char_model, tmp_path, samples))
 
