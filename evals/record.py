@@ -4,7 +4,7 @@
     python evals/record.py                                        only makes the tables anew
 
 Of single samples the first of each problem is kept: all would be many megabytes, and the tables need what was chosen
-from them, not them.
+from them, not them. The answers are gzipped; `zcat` shows them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from posttrain.evaluation.records import append_records, load_run_records, read_records, split_method
+from posttrain.evaluation.records import (
+    ANSWERS,
+    load_run_records,
+    read_records,
+    split_method,
+    write_packed_records,
+)
 from posttrain.evaluation.run_folder import seed_folders
 from posttrain.evaluation.tables import Table, summary_table
 from posttrain.schema import AnswerRecord, Grade
@@ -47,9 +53,7 @@ def record_run(run: Path, kept: Path) -> None:
         if (run / policy).is_dir():
             (kept / policy).mkdir(exist_ok=True)
             shutil.copy(run / policy / "metrics.jsonl", kept / policy / "metrics.jsonl")
-    answers = kept / "answers.jsonl"
-    answers.unlink(missing_ok=True)
-    append_records(answers, kept_records(read_records(run / "answers.jsonl")))
+    write_packed_records(kept / f"{ANSWERS}.gz", kept_records(read_records(run / ANSWERS)))
 
 
 def kept_records(records: Iterable[AnswerRecord]) -> list[AnswerRecord]:

@@ -3,6 +3,8 @@
 One line is one answer.  A method gives one answer per (task, seed, budget), except `<policy>/sample`, whose lines are
 the single samples behind the other methods: several per task, each with budget 1.
 
+A recorded study may keep its file gzipped, as answers.jsonl.gz: it is read in the same way, and never appended to.
+
 Several processes may append to one file: each holds a lock on it (flock) while it writes, and readers wait for it. On
 systems and file systems without such locks they have to take turns.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import gzip
 import json
 import math
 import os
@@ -27,6 +30,7 @@ except ImportError:  # Windows
     fcntl = None
 
 SAMPLE = "sample"  # the decoding whose records may repeat a task
+ANSWERS = "answers.jsonl"
 MAX_ERRORS_SHOWN = 20
 
 RecordKey = tuple[str, int, int, str]  # method, seed, budget, task_id
@@ -74,7 +78,7 @@ def read_records(path: Path) -> tuple[AnswerRecord, ...]:
     records: list[AnswerRecord] = []
     errors: list[str] = []
     first_line: dict[RecordKey, int] = {}
-    with path.open(encoding="utf-8", newline="\n") as file, _locked(file, "LOCK_SH"):
+    with _open_to_read(path) as file, _locked(file, "LOCK_SH"):
         for number, line in enumerate(file, start=1):
             where = f"{path.name}:{number}"
             try:
@@ -89,6 +93,19 @@ def read_records(path: Path) -> tuple[AnswerRecord, ...]:
         more = f"\n... and {len(errors) - len(shown)} more" if len(errors) > len(shown) else ""
         raise RecordError("\n".join(shown) + more)
     return tuple(records)
+
+
+def answers_file(folder: Path) -> Path:
+    """Where a run folder has its answers: in answers.jsonl or, where only that is there, in answers.jsonl.gz."""
+    plain, packed = folder / ANSWERS, folder / f"{ANSWERS}.gz"
+    return packed if packed.exists() and not plain.exists() else plain
+
+
+def write_packed_records(path: Path, records: Iterable[AnswerRecord]) -> None:
+    """Write a gzipped results file anew; the same records give the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(format_record(record) + "\n" for record in records)
+    path.write_bytes(gzip.compress(lines.encode(), mtime=0))
 
 
 def parse_record(line: str, *, where: str) -> AnswerRecord:
@@ -113,14 +130,14 @@ def group_records(records: Iterable[AnswerRecord]) -> dict[MethodBudget, tuple[A
 
 
 def load_run_records(folders: Sequence[Path]) -> dict[MethodBudget, tuple[AnswerRecord, ...]]:
-    """Records of all folders' answers.jsonl, by (method, budget); see `run_folder.seed_folders` for the folders.
+    """Records of all folders' answers, by (method, budget); see `run_folder.seed_folders` for the folders.
 
     Raises RecordError when two folders hold the same method, seed, budget and task.
     """
     merged: list[AnswerRecord] = []
     owner: dict[RecordKey, Path] = {}
     for folder in folders:
-        for record in read_records(folder / "answers.jsonl"):
+        for record in read_records(answers_file(folder)):
             first = owner.setdefault(record_key(record), folder)
             if first != folder:
                 raise RecordError(
@@ -216,6 +233,12 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "n_generated_tokens": _integer(0),
     "value": _value,
 }
+
+
+def _open_to_read(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
+    return path.open(encoding="utf-8", newline="\n")
 
 
 def _cut_unfinished_line(file: IO[bytes]) -> None:

@@ -1,7 +1,7 @@
 """What a finished run leaves on disk, read back for the report.
 
     RUN/run.json                 what was run: command, commit, versions, device, seeds (any JSON object)
-    RUN/answers.jsonl            AnswerRecords of all methods
+    RUN/answers.jsonl            AnswerRecords of all methods; or answers.jsonl.gz
     RUN/<stage>/metrics.jsonl    one JSON object per logged step: "step" and scalar keys
     RUN/values.jsonl             V along solutions, one solution per line (see SolutionValues)
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.evaluation.records import MethodBudget, load_run_records
+from posttrain.evaluation.records import MethodBudget, answers_file, load_run_records
 from posttrain.schema import AnswerRecord, Grade
 
 STAGES = ("sft", "rejection_sampling", "dpo", "oreo")
@@ -87,9 +87,11 @@ def load_run(run: Path) -> Run:
     missing: list[str] = []
 
     def present(name: str) -> list[Path]:
-        found = [folder for folder in folders if (folder / name).exists()]
-        missing.extend(str((folder / name).relative_to(run)) for folder in folders if folder not in found)
-        return [folder / name for folder in found]
+        return existing([folder / name for folder in folders])
+
+    def existing(paths: list[Path]) -> list[Path]:
+        missing.extend(str(path.relative_to(run)) for path in paths if not path.exists())
+        return [path for path in paths if path.exists()]
 
     # A study may say once, at its top, what all its seeds share.
     top = [run / "run.json"] if (run / "run.json").exists() else []
@@ -99,7 +101,7 @@ def load_run(run: Path) -> Run:
         folder=run,
         seed_folders=folders,
         info=tuple(json.loads(path.read_text(encoding="utf-8")) for path in info_paths),
-        answers=load_run_records([path.parent for path in present("answers.jsonl")]),
+        answers=load_run_records([path.parent for path in existing([answers_file(folder) for folder in folders])]),
         curves={stage: by_seed for stage, by_seed in curves.items() if by_seed},
         solutions={path.parent.name: read_solutions(path) for path in present("values.jsonl")},
         missing=tuple(missing),

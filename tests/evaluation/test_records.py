@@ -8,7 +8,9 @@ from dataclasses import asdict, fields, replace
 import pytest
 
 from posttrain.evaluation.records import (
+    ANSWERS,
     RecordError,
+    answers_file,
     append_records,
     format_record,
     load_run_records,
@@ -16,6 +18,7 @@ from posttrain.evaluation.records import (
     read_records,
     record_key,
     split_method,
+    write_packed_records,
 )
 from posttrain.schema import AnswerRecord, FinishReason, Grade
 
@@ -42,6 +45,24 @@ def test_records_come_back_equal_from_a_file_written_in_two_goes(tmp_path):
     append_records(path, [RECORD])
     append_records(path, [second])
     assert read_records(path) == (RECORD, second)
+
+
+def test_a_packed_file_gives_the_records_and_is_the_same_bytes_each_time(tmp_path):
+    records = (RECORD, replace(RECORD, task_id="p-2"))
+    paths = [tmp_path / name / f"{ANSWERS}.gz" for name in ("one", "two")]
+    for path in paths:
+        write_packed_records(path, records)
+    assert read_records(paths[0]) == records
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert paths[0].read_bytes()[:2] == b"\x1f\x8b"  # gzip's mark
+
+
+def test_a_folder_is_read_from_its_packed_answers_where_there_are_no_plain_ones(tmp_path):
+    assert answers_file(tmp_path) == tmp_path / ANSWERS  # for a message that names what is absent
+    write_packed_records(tmp_path / f"{ANSWERS}.gz", [RECORD])
+    assert load_run_records([tmp_path]) == {("oreo/greedy", 1): (RECORD,)}
+    append_records(tmp_path / ANSWERS, [replace(RECORD, task_id="p-2")])
+    assert [record.task_id for record in load_run_records([tmp_path])["oreo/greedy", 1]] == ["p-2"]
 
 
 def test_every_schema_field_is_on_the_line():
