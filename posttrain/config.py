@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,6 +77,16 @@ class _CommandLine:
     given: dict[str, Any]
     config_file: Path | None
     is_dry_run: bool
+
+
+def run_script(run: Callable[[Config], object], config_class: type[Config], *, path: str, summary: str) -> int:
+    """The main of a recipe script at `path`: build its config, run it, say a mistake in one line; the exit code."""
+    try:
+        run(load_config(config_class, sys.argv[1:], prog=Path(path).name, summary=summary))
+    except (OSError, ValueError) as error:  # a ConfigError is a ValueError, a stage that failed an OSError
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _read_flags(argv: Sequence[str], hints: Mapping[str, Any], positional: Sequence[str]) -> _CommandLine:

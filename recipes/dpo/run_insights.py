@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 
-from posttrain.config import ConfigError, load_config
+from posttrain.config import run_script
 from posttrain.data.answers import as_trajectory
 from posttrain.data.encode import encode_trajectory
 from posttrain.data.problems import read_problems
@@ -35,7 +34,7 @@ from posttrain.evaluation.statistics import wilson_interval
 from posttrain.models.policy import load_policy
 from posttrain.pretrained import load_tokenizer
 from posttrain.schema import Problem
-from posttrain.stages import Argument, Stage, StageError, Stages
+from posttrain.stages import Argument, Stage, Stages
 from posttrain.training.metrics import METRICS, read_metrics
 from posttrain.training.provenance import hash_data, write_run_card
 
@@ -247,15 +246,5 @@ def last_rewards(metrics: Path) -> str:
     return ", ".join(f"{name} {last[f'rewards/{name}']:+.3f}" for name in REWARDS)
 
 
-def main() -> int:
-    try:
-        summary = (__doc__ or "").splitlines()[0]
-        run_insights(load_config(InsightsConfig, sys.argv[1:], prog="run_insights.py", summary=summary))
-    except (ConfigError, StageError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_script(run_insights, InsightsConfig, path=__file__, summary=(__doc__ or "").splitlines()[0]))

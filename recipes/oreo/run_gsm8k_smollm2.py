@@ -11,17 +11,16 @@ OUTPUT/logs. Training sees GSM8K's training split only.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from posttrain.config import ConfigError, load_config
+from posttrain.config import run_script
 from posttrain.data.problems import find_data, read_gsm8k_solutions
 from posttrain.data.sources import write_jsonl
 from posttrain.evaluation.report import ReportConfig, report
 from posttrain.models.smollm2 import convert_smollm2
-from posttrain.stages import Argument, Stage, StageError, Stages
+from posttrain.stages import Argument, Stage, Stages
 from posttrain.training.provenance import hash_data, write_run_card
 
 N_SOLUTIONS_PER_QUESTION = 4  # under --limit: imitation needs more rows than sampling does
@@ -110,14 +109,5 @@ def split_source(split: str) -> str:
     return file if Path(find_data(file)).is_file() else f"openai/gsm8k:main:{split}"
 
 
-def main() -> int:
-    try:
-        run(load_config(RunConfig, sys.argv[1:], prog="run_gsm8k_smollm2.py", summary=(__doc__ or "").splitlines()[0]))
-    except (ConfigError, StageError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_script(run, RunConfig, path=__file__, summary=(__doc__ or "").splitlines()[0]))

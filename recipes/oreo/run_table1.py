@@ -10,12 +10,11 @@ Every stage is a `posttrain` command with a config of recipes/oreo/table1; their
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from posttrain.config import ConfigError, load_config
-from posttrain.stages import Argument, Stage, StageError, Stages
+from posttrain.config import run_script
+from posttrain.stages import Argument, Stage, Stages
 
 METHODS = {"kto": "kto", "oreo_step": "oreo", "oreo_response": "oreo"}  # name -> verb
 
@@ -44,14 +43,5 @@ def run(config: RunConfig) -> None:
         stages.run(Stage(f"eval_{name}", "eval", (*asked, "--output", answers), recipe="quickstart/eval"))
 
 
-def main() -> int:
-    try:
-        run(load_config(RunConfig, sys.argv[1:], prog="run_table1.py", summary=(__doc__ or "").splitlines()[0]))
-    except (ConfigError, StageError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_script(run, RunConfig, path=__file__, summary=(__doc__ or "").splitlines()[0]))
