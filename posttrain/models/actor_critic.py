@@ -134,10 +134,10 @@ def token_values(model: nn.Module, batch: TokenBatch) -> TokenValues:
 
 
 @torch.no_grad()
-def action_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
+def action_states(model: PreTrainedModel, batch: TokenBatch, *, hidden_states: HiddenStates = padded_hidden) -> Tensor:
     """Final hidden states [N, D] before the N actions of a batch, row after row."""
     _require_right_padding(batch.is_token)
-    return padded_hidden(model, batch.input_ids, batch.is_token)[:, :-1][batch.is_action]
+    return hidden_states(model, batch.input_ids, batch.is_token)[:, :-1][batch.is_action]
 
 
 @torch.no_grad()
@@ -154,12 +154,12 @@ def path_scores(
     Raises ValueError for networks of different vocabularies and for rows that are not padded on the right.
     """
     require_same_vocabulary(policy, reference, "reference", "it must be the model that the policy started from")
-    _require_right_padding(batch.is_token)
+    chosen = batch.input_ids[:, 1:][batch.is_action]
     logp, ref_logp = (
         score_chosen(
-            hidden_states(model, batch.input_ids, batch.is_token)[:, :-1][batch.is_action],
+            action_states(model, batch, hidden_states=hidden_states),
             model.get_output_embeddings(),
-            batch.input_ids[:, 1:][batch.is_action],
+            chosen,
             chunk_size=chunk_size,
         ).logp
         for model in (policy, reference)
