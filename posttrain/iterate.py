@@ -16,7 +16,7 @@ from typing import Literal
 from posttrain.evaluation.records import append_records, read_records
 from posttrain.evaluation.report import ReportConfig, report
 from posttrain.stages import Argument, Stage, Stages
-from posttrain.training.provenance import write_run_card
+from posttrain.training.provenance import hash_data, write_run_card
 
 SEED_STRIDE = 1_000_000  # between the samples of two iterations
 FINISHED = "finished.jsonl"
@@ -89,7 +89,8 @@ def iterate(config: IterateConfig) -> int:
         raise FileNotFoundError(f"no recipes at {config.recipes}: run from the repository's root, or set --recipes")
     config.output.mkdir(parents=True, exist_ok=True)
     stages = OnceStages(Stages(config.output / "logs", recipes=config.recipes, is_smoke=False), config.output)
-    write_run_card(config.output, {key: str(value) for key, value in asdict(config).items()}, {})
+    data = hash_data(config.problems, config.test_problems)
+    write_run_card(config.output, {key: str(value) for key, value in asdict(config).items()}, data)
     _evaluate(config, stages, config.output / "round-0", "round_0", config.model, None)
     start, value, samples = config.model, None, ()
     for number in range(1, config.iterations + 1):

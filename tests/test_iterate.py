@@ -1,5 +1,6 @@
 """`posttrain iterate` for real, two rounds on a random tiny model: who starts from what, and what a stop costs."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -81,6 +82,14 @@ def test_pooling_and_keeping_learn_from_all_samples_beside_the_first_model(start
     assert card(pooled, 1)["reference"] == card(pooled, 2)["reference"] == str(start / "model")
     assert card(pooled, 2)["model"] == str(pooled / "round-1/oreo/policy")
     assert card(pooled, 2)["value_model"] is None
+
+
+def test_the_run_card_names_the_problems_by_their_hash(start, replaced):
+    hashes = json.loads((replaced / "run.json").read_text())["data_sha256"]
+    assert hashes == {
+        str(file): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in (start / "train.jsonl", start / "test.jsonl")
+    }
 
 
 def test_replacing_and_resetting_learn_from_the_newest_samples_beside_the_newest_policy(replaced):
