@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.audit import Audit, prepare
 from posttrain.data.collate import EncodedDataset, StateLevel, collate
@@ -18,16 +17,13 @@ from posttrain.data.sources import read_rows
 from posttrain.data.tokenizer_card import require_same_tokens
 from posttrain.losses import Term, kl_from_reference, oreo_response, oreo_step, oreo_token
 from posttrain.models.actor_critic import ActorCritic, token_values
-from posttrain.models.lora import add_lora, add_lora_to_policy
-from posttrain.models.packing import packed_hidden, padded_hidden, use_packed_attention
-from posttrain.models.policy import load_policy
 from posttrain.models.reference import ReferenceFrom
-from posttrain.models.value import load_value_model, value_model_from_policy
 from posttrain.pretrained import load_tokenizer
 from posttrain.schema import EncodedTrajectory, TokenBatch, TokenValues
 from posttrain.training.metrics import MetricsFile
 from posttrain.training.optimizer import Network
 from posttrain.training.oreo_config import OreoConfig
+from posttrain.training.oreo_networks import load_networks
 from posttrain.training.provenance import write_run_card
 from posttrain.training.reference_cache import ReferenceCache
 from posttrain.training.reference_scoring import collate_with_cache, prepare_reference_cache
@@ -79,44 +75,6 @@ def read_trajectories(
         encoded += [dataclasses.replace(row, row_id=n_before + row.row_id) for row in prepared.encoded]
         audits.append(prepared.audit)
     return encoded, audits
-
-
-def load_networks(config: OreoConfig, cache: ReferenceCache | None = None) -> ActorCritic:
-    """Policy, value model and reference, each from its own folder or Hub id, in the dtype of the config.
-
-    What of the reference is loaded is for `reference_from` to say; cached hidden states come with their head.
-    Raises ValueError for networks that `padding_free` cannot pack.
-    """
-    dtype = getattr(torch, config.dtype)
-    if config.value_model is None:
-        value = value_model_from_policy(config.model, dtype=dtype)
-    else:
-        value = load_value_model(config.value_model, dtype=dtype)
-    if config.value_lora_rank > 0:
-        alpha = config.value_lora_rank if config.value_lora_alpha is None else config.value_lora_alpha
-        add_lora(value, rank=config.value_lora_rank, alpha=alpha, seed=config.seed)
-    policy = load_policy(config.model, dtype=dtype)
-    if config.policy_lora_rank > 0:
-        alpha = config.policy_lora_rank if config.policy_lora_alpha is None else config.policy_lora_alpha
-        add_lora_to_policy(policy, rank=config.policy_lora_rank, alpha=alpha, seed=config.seed)
-    reference = None
-    if config.reference_from is ReferenceFrom.LIVE:
-        reference = load_policy(config.reference or config.model, dtype=dtype)
-    elif config.reference_from is ReferenceFrom.CACHED_HIDDEN and cache is not None:
-        reference = cache.read_head()
-    if config.padding_free:
-        for network in (policy, value, reference):
-            if isinstance(network, PreTrainedModel):
-                use_packed_attention(network)
-    return ActorCritic(
-        policy=policy,
-        value=value,
-        reference=reference,
-        chunk_size=config.log_prob_chunk_size,
-        reference_from=config.reference_from,
-        has_kl_forward=config.alpha_forward > 0,
-        hidden_states=packed_hidden if config.padding_free else padded_hidden,
-    )
 
 
 def build_trainer(

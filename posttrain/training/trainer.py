@@ -46,7 +46,7 @@ NON_FINITE_FOLDER = "non_finite"  # under the run folder
 
 
 class ObjectiveTrainer(SafeCheckpointing):
-    """Trains the networks of `model`, PreTrainedModels that are its attributes, on an objective made of summed terms.
+    """Trains the networks of `model`, which are its attributes, on an objective made of summed terms.
 
     Batches are dicts of tensors with a `row_id` [B]. Logs `loss` (what the steps minimised), `loss/<term>` for terms
     that carry a gradient and `<term>` for the others, each the exact average over all rows since the last log, and
@@ -153,7 +153,7 @@ class ObjectiveTrainer(SafeCheckpointing):
         model = self.accelerator.unwrap_model(self.model)
         state_dict = model.state_dict() if state_dict is None else state_dict
         for network in self.networks:
-            save_network(folder / network.name, model.get_submodule(network.name), state_dict, prefix=network.name)
+            save_network(folder / network.name, model, state_dict, name=network.name)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder / network.name)
 

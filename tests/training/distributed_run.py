@@ -38,6 +38,8 @@ OREO_ROLES: dict[str, dict[str, Any]] = {
     "separate": {},
     "lora": {"value_lora_rank": 4},
     "adapters_off": {"policy_lora_rank": 4, "reference_from": "adapters_off"},
+    "two_adapters": {"roles": "two_adapters", "policy_lora_rank": 4, "value_lora_rank": 4, "alpha": 0.2},
+    "shared_trunk": {"roles": "shared_trunk", "value_gradient_scale": 0.5},
     "cached_hidden": {"reference_from": "cached_hidden", "alpha_forward": 0.2},
     "cached_log_probs": {"reference_from": "cached_log_probs", "alpha": 0.0},
 }

@@ -12,7 +12,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from posttrain.schema import EncodedTrajectory
-from posttrain.training.oreo import CACHED_COLUMNS, OreoConfig, build_trainer, load_networks
+from posttrain.training.oreo import CACHED_COLUMNS, build_trainer
+from posttrain.training.oreo_config import OreoConfig
+from posttrain.training.oreo_networks import load_networks
 from posttrain.training.reference_scoring import prepare_reference_cache
 from posttrain.training.trainer import ObjectiveTrainer
 
