@@ -11,16 +11,20 @@ class KlTarget:
 
     An update multiplies c by exp(rate · (KL − target)): up while the policy is too far, down while it is closer than
     it may be, and never below 0. Use `coefficient` as the alpha of an objective, and update once per optimiser step
-    with the KL averaged over all ranks, so that ranks keep the same c.
+    with the KL averaged over all ranks, so that ranks keep the same c; an ObjectiveTrainer does, see its `kl_targets`.
     """
 
-    def __init__(self, *, target: float, coefficient: float, rate: float) -> None:
-        """target in nats per action (as the terms kl_ref and kl_forward are averaged), > 0; rate in 1/nats, > 0."""
+    def __init__(self, *, target: float, coefficient: float, rate: float, start_step: int = 0) -> None:
+        """target in nats per action (as the terms kl_ref and kl_forward are averaged), > 0; rate in 1/nats, > 0.
+
+        `start_step` is the optimiser step in which the policy starts to move. Before it the KL says nothing about c.
+        """
         for name, number in {"target": target, "coefficient": coefficient, "rate": rate}.items():
             if not 0 < number < math.inf:
                 raise ValueError(f"{name} is {number}, needs a finite number above 0")
         self.target = target
         self.rate = rate
+        self.start_step = start_step
         self._log_coefficient = math.log(coefficient)
 
     @property
@@ -34,7 +38,7 @@ class KlTarget:
         self._log_coefficient += self.rate * (kl - self.target)
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint needs; target and rate belong to the config."""
+        """What a checkpoint needs; all else belongs to the config."""
         return {"log_coefficient": self._log_coefficient}
 
     def restore(self, state: Mapping[str, float]) -> None:
