@@ -38,8 +38,8 @@ def moved_policy(folder: Path, moved: Path) -> Path:
     return moved
 
 
-def paid_for_its_log_ratios(row: EncodedTrajectory, policy: PreTrainedModel, ref: PreTrainedModel) -> EncodedTrajectory:
-    """The row with r_t = β ρ_t on each action: by D3 the policy is then the soft optimum, and V is 0 in every state."""
+def with_optimal_reward(row: EncodedTrajectory, policy: PreTrainedModel, ref: PreTrainedModel) -> EncodedTrajectory:
+    """The row with r_t = β ρ_t on each action: by D3 the policy is then the soft optimum, and V is 0 everywhere."""
     reward = [0.0] * len(row.input_ids)
     for j, token in enumerate(row.input_ids):
         if row.is_action[j]:
@@ -52,7 +52,7 @@ def paid_for_its_log_ratios(row: EncodedTrajectory, policy: PreTrainedModel, ref
 def test_nothing_moves_at_the_soft_optimum(policy_folder: Path, tmp_path: Path, level: StateLevel) -> None:
     moved = moved_policy(policy_folder, tmp_path / "moved")
     policy, ref = (AutoModelForCausalLM.from_pretrained(folder).double().eval() for folder in (moved, policy_folder))
-    optimal = [paid_for_its_log_ratios(row, policy, ref) for row in trajectories(8)]
+    optimal = [with_optimal_reward(row, policy, ref) for row in trajectories(8)]
     assert max(abs(r) for row in optimal for r in row.reward) > 0.1  # the policy is not the reference
 
     def first_step(rows: list[EncodedTrajectory]) -> dict[str, float]:
@@ -71,13 +71,13 @@ def test_nothing_moves_at_the_soft_optimum(policy_folder: Path, tmp_path: Path, 
         trainer.train()
         return step_logs(trainer)[0]
 
-    # Rewards are float32 (6e-8 of numbers near 1), so residuals are 1e-7 and gradients 2 β δ times a slope of order 10.
+    # Rewards are float32 (6e-8 of numbers near 1): residuals are 1e-7, and gradients 2 β δ times a slope of order 10.
     at_optimum = first_step(optimal)
     assert at_optimum["loss/value"] < 1e-12
     assert at_optimum["loss/policy"] < 1e-12
     assert max(at_optimum["value/grad_norm"], at_optimum["policy/grad_norm"]) < 1e-5
-    unpaid = first_step(trajectories(8))
-    assert min(unpaid["value/grad_norm"], unpaid["policy/grad_norm"]) > 0.1
+    with_other_rewards = first_step(trajectories(8))
+    assert min(with_other_rewards[f"{name}/grad_norm"] for name in ("value", "policy")) > 0.1
 
 
 @pytest.mark.slow

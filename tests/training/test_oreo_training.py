@@ -20,8 +20,8 @@ from tests.training.tiny_oreo import step_logs, tiny_config, tiny_trainer, traje
 
 @pytest.mark.parametrize("level", list(StateLevel))
 def test_identities_at_step_0(policy_folder: Path, tmp_path: Path, level: StateLevel) -> None:
-    # O14: a zero head gives V = 0, policy = reference gives rho = 0 and KL = 0, so both losses are the mean of R^2. One
-    # step sees the reward in the last of the n_b states alone: the mean of R^2 / n_b.
+    # O14: a zero head gives V = 0, policy = reference gives rho = 0 and KL = 0, so both losses are the mean of R^2.
+    # The one-step form sees the reward in the last of the n_b states alone: the mean of R^2 / n_b.
     rows = [map_reward(row, (2.0, -0.5)) for row in trajectories(8)]  # rewards -0.5 and 1.5
     config = tiny_config(policy_folder, tmp_path, per_device_train_batch_size=8, max_steps=1, level=level)
     trainer = tiny_trainer(config, rows)
