@@ -214,7 +214,7 @@ CASES: dict[str, Case] = {
     "ipo": _preference(losses.ipo),
     "dpo_without_reference": Case(
         losses.dpo,
-        {"beta": 0.3},
+        {"beta": 0.03},
         {"preference": "logp"},
         partial(at_the_optimum_of_the_hidden_reward, losses.dpo, has_reference=False),
         without_reference,
