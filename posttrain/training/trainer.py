@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, Sampler
@@ -24,6 +24,7 @@ from posttrain.data.collate import EncodedDataset
 from posttrain.losses import Counts, Objective, Term, total
 from posttrain.training.averages import TermAverages
 from posttrain.training.guards import FiniteGuard
+from posttrain.training.kl_steering import KlSteering
 from posttrain.training.kl_target import KlTarget
 from posttrain.training.length_groups import LengthGroupedOrder
 from posttrain.training.network_files import load_network, save_network
@@ -77,7 +78,6 @@ class ObjectiveTrainer(SafeCheckpointing):
         self.objective = objective
         self.count_units = count_units
         self.networks = tuple(networks)
-        self.kl_targets = dict(kl_targets or {})
         super().__init__(
             model=model,
             args=args,
@@ -88,8 +88,8 @@ class ObjectiveTrainer(SafeCheckpointing):
         )
         _check_accelerator(self.accelerator)
         self._guard = FiniteGuard(Path(args.output_dir) / NON_FINITE_FOLDER, self.accelerator)
-        self._averages = TermAverages()  # of all terms, since the last log
-        self._measured = TermAverages()  # of the terms that kl_targets follow, in the open step
+        self._averages = TermAverages()
+        self._steering = KlSteering(kl_targets or {})
         self._counts: Counts = {}
         self._grad_norms: dict[str, float] = {}
 
@@ -121,10 +121,10 @@ class ObjectiveTrainer(SafeCheckpointing):
         is_resuming = self._resumed_from is not None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if is_resuming:
-            self._agree_on_kl_targets()
+            self._steering.agree()
         self._counts = self._global_counts(batches)
         self._averages.add_counts(self._counts)
-        self._measured.add_counts(self._counts)
+        self._steering.add_counts(self._counts)
         return batches, None
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
@@ -138,7 +138,7 @@ class ObjectiveTrainer(SafeCheckpointing):
             terms = self.objective(self.forward(model, batch))
         self._guard.watch(batch, terms)
         self._averages.add_terms(terms)
-        self._measured.add_terms([term for term in terms if term.name in self.kl_targets])
+        self._steering.add_terms(terms)
         # Every engine averages gradients over ranks; the counts are global already.
         loss = (total(terms, self._counts) + _dormant(terms)) * self.accelerator.num_processes
         self._backward(loss)
@@ -171,15 +171,12 @@ class ObjectiveTrainer(SafeCheckpointing):
 
     def progress(self) -> dict[str, float]:
         """The sums since the last log travel with a checkpoint, so that the next log is what it would have been."""
-        targets = {f"{key} of {name}": x for name, t in self.kl_targets.items() for key, x in t.state().items()}
-        return {**super().progress(), **self._averages.state(), **targets}
+        return {**super().progress(), **self._averages.state(), **self._steering.state()}
 
     def restore_progress(self, progress: dict[str, float]) -> None:
         super().restore_progress(progress)
         self._averages.restore(progress)
-        for name, target in self.kl_targets.items():
-            saved = {key: progress[f"{key} of {name}"] for key in target.state() if f"{key} of {name}" in progress}
-            target.restore({**target.state(), **saved})  # a run that had no target yet starts with this one's
+        self._steering.restore(progress)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:
@@ -210,22 +207,7 @@ class ObjectiveTrainer(SafeCheckpointing):
             factor = clip_scale(self._grad_norms[network.name], network.max_grad_norm)
             if factor < 1.0:
                 gradients.scale(network.name, factor)
-
-        self._update_kl_targets()
-
-    def _update_kl_targets(self) -> None:
-        measured = self._measured.drain(self.accelerator)
-        for name, target in self.kl_targets.items():
-            if f"loss/{name}" not in measured:
-                raise ValueError(f"kl_targets follow '{name}', which is no term with a gradient of the objective")
-            if self.state.global_step >= target.start_step:
-                target.update(measured[f"loss/{name}"])
-
-    def _agree_on_kl_targets(self) -> None:
-        """A rank that the saved run did not have takes the coefficients over from rank 0."""
-        for target in self.kl_targets.values():
-            [state] = broadcast_object_list([target.state()])
-            target.restore(state)
+        self._steering.end_step(self.accelerator, self.state.global_step)
 
     def _gradients(self) -> NetworkGradients:
         parameters = network_parameters(self.model, self.networks)

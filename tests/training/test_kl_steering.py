@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from posttrain.losses import oreo_token
+from posttrain.losses import Term, oreo_token
 from posttrain.schema import EncodedTrajectory
+from posttrain.training.kl_steering import KlSteering
 from posttrain.training.kl_target import KlTarget
 from posttrain.training.trainer import ObjectiveTrainer
 from tests.training.tiny_oreo import N_TOKENS, step_logs, tiny_config, tiny_trainer, trajectories
@@ -67,11 +68,15 @@ def test_resumed_run_is_bit_equal_when_a_target_steers_it(policy_folder: Path, t
     # One log over steps 1 to 4 and a checkpoint in the middle of it.
     settings = {"max_steps": 6, "logging_steps": 2, "save_strategy": "steps", "save_steps": 3}
     unbroken = trained(policy_folder, tmp_path / "run", n_rows=10, **settings)
-    config = tiny_config(policy_folder, tmp_path / "run", **{**TARGET, **settings})
+    config = tiny_config(policy_folder, tmp_path / "resumed", **{**TARGET, **settings})
     resumed = tiny_trainer(config, trajectories(10))
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
-    assert resumed.kl_targets["kl_ref"].coefficient == unbroken.kl_targets["kl_ref"].coefficient != 0.1
     assert step_logs(resumed) == step_logs(unbroken)
+    first, *_, last = (log["kl_coefficient"] for log in step_logs(resumed))
+    assert abs(last - first) > 0.005  # it moved on both sides of the checkpoint
+    progress = "checkpoint-6/progress_0.json"  # with the coefficient in float64
+    assert "log_coefficient of kl_ref" in (tmp_path / "run" / progress).read_text()
+    assert (tmp_path / "resumed" / progress).read_text() == (tmp_path / "run" / progress).read_text()
     for name, weight in unbroken.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], weight), name
 
@@ -103,8 +108,8 @@ def test_kl_arrives_at_its_target_from_both_sides(policy_folder: Path, tmp_path:
     assert max(log["loss/kl_ref"] for log in logs[-20:]) < 0.205
     with torch.no_grad():
         ref_logp = trainer.model.reference(torch.tensor([[4]])).logits[0].double().log_softmax(-1)
-    coefficient = trainer.kl_targets["kl_ref"].coefficient
-    assert kl_of_fitted_tables(outcome.double(), ref_logp, alpha=coefficient) == pytest.approx(0.2, rel=0.02)
+    fitted = kl_of_fitted_tables(outcome.double(), ref_logp, alpha=logs[-1]["kl_coefficient"])
+    assert fitted == pytest.approx(0.2, rel=0.02)
 
 
 def kl_of_fitted_tables(outcome: Tensor, ref_logp: Tensor, *, alpha: float) -> float:
@@ -139,8 +144,8 @@ def test_settings_that_cannot_steer_are_refused(
         tiny_config(policy_folder, tmp_path, **{**TARGET, **changes})
 
 
-def test_target_named_after_no_term_is_refused_in_the_first_step(policy_folder: Path, tmp_path: Path) -> None:
-    trainer = tiny_trainer(tiny_config(policy_folder, tmp_path), trajectories(4))
-    trainer.kl_targets = {"kl": KlTarget(target=0.1, coefficient=0.1, rate=1.0)}
-    with pytest.raises(ValueError, match="kl_targets follow 'kl', which is no term with a gradient of the objective"):
-        trainer.train()
+def test_target_named_after_no_term_is_refused_in_the_first_micro_batch() -> None:
+    steering = KlSteering({"kl": KlTarget(target=0.1, coefficient=0.1, rate=1.0)})
+    terms = [Term(name, torch.zeros(2), "sequence") for name in ("value", "kl_ref")]
+    with pytest.raises(ValueError, match="kl_targets follow kl, but the terms of the objective are value, kl_ref"):
+        steering.add_terms(terms)
