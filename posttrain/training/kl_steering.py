@@ -27,10 +27,8 @@ class KlSteering:
         """Add one micro-batch. Raises ValueError when the objective has no term of a target's name."""
         followed = [term for term in terms if term.name in self._targets]
         if len(followed) < len(self._targets):
-            names = ", ".join(term.name for term in terms)
-            raise ValueError(
-                f"kl_targets follow {', '.join(self._targets)}, but the terms of the objective are {names}"
-            )
+            wanted, found = ", ".join(self._targets), ", ".join(term.name for term in terms)
+            raise ValueError(f"kl_targets follow {wanted}, but the terms of the objective are {found}")
         self._open_step.add_terms(followed)
 
     def end_step(self, accelerator: Accelerator, step: int) -> None:

@@ -65,7 +65,7 @@ def test_coefficient_rests_while_the_value_warms_up(policy_folder: Path, tmp_pat
 
 
 def test_resumed_run_is_bit_equal_when_a_target_steers_it(policy_folder: Path, tmp_path: Path) -> None:
-    # One log over steps 1 to 4 and a checkpoint in the middle of it.
+    # A log over steps 3 and 4, and a checkpoint between the two.
     settings = {"max_steps": 6, "logging_steps": 2, "save_strategy": "steps", "save_steps": 3}
     unbroken = trained(policy_folder, tmp_path / "run", n_rows=10, **settings)
     config = tiny_config(policy_folder, tmp_path / "resumed", **{**TARGET, **settings})
