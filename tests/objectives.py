@@ -73,7 +73,7 @@ def without_reference(v: TokenValues) -> PairValues:
 def rollouts(v: TokenValues) -> RolloutValues:
     """Sampled by a policy a little away from this one, so that some ratios are clipped; advantages of both signs."""
     generator = torch.Generator().manual_seed(7)
-    shift, advantage = (torch.randn(v.logp.shape, dtype=torch.float64, generator=generator).to(v.logp) for _ in "12")
+    shift, advantage = torch.randn(2, *v.logp.shape, dtype=torch.float64, generator=generator).to(v.logp)
     assert v.kl is not None
     return RolloutValues(v.logp, v.logp.detach() + 0.3 * shift, advantage, v.kl, v.entropy, v.is_action)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+LARGEST_LOG = math.log(1e30)  # far beyond any use, and a loss times it still fits float32
+
 
 class KlTarget:
     """The multiplier c of  max_π min_{c > 0}  E[R] − c (KL − target),  by gradient ascent of the dual in log c.
@@ -32,10 +34,19 @@ class KlTarget:
         return math.exp(self._log_coefficient)
 
     def update(self, kl: float) -> None:
-        """Take one step of dual ascent at the measured `kl`, nats. Raises ValueError when it is not finite."""
+        """Take one step of dual ascent at the measured `kl`, nats.
+
+        Raises ValueError when it is not finite, or so large that the coefficient would not be.
+        """
         if not math.isfinite(kl):
             raise ValueError(f"the measured KL is {kl}, needs a finite number: did the policy's loss diverge?")
-        self._log_coefficient += self.rate * (kl - self.target)
+        log_coefficient = self._log_coefficient + self.rate * (kl - self.target)
+        if log_coefficient > LARGEST_LOG:
+            raise ValueError(
+                f"a measured KL of {kl} against a target of {self.target} makes the coefficient "
+                f"e^{log_coefficient:.0f}: is the rate of {self.rate} per nat too large, or did the loss diverge?"
+            )
+        self._log_coefficient = log_coefficient
 
     def state(self) -> dict[str, float]:
         """What a checkpoint needs; all else belongs to the config."""
