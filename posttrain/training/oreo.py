@@ -15,11 +15,12 @@ from posttrain.data.collate import EncodedDataset, StateLevel, collate
 from posttrain.data.rows import parse_trajectory
 from posttrain.data.sources import read_rows
 from posttrain.data.tokenizer_card import require_same_tokens
-from posttrain.losses import Term, kl_from_reference, oreo_response, oreo_step, oreo_token
+from posttrain.losses import Term, kl_from_reference, oreo_one_step, oreo_response, oreo_step, oreo_token
 from posttrain.models.actor_critic import ActorCritic, token_values
 from posttrain.models.reference import ReferenceFrom
 from posttrain.pretrained import load_tokenizer
 from posttrain.schema import EncodedTrajectory, TokenBatch, TokenValues
+from posttrain.training.kl_target import KlTarget
 from posttrain.training.metrics import MetricsFile
 from posttrain.training.optimizer import Network
 from posttrain.training.oreo_config import OreoConfig
@@ -30,7 +31,12 @@ from posttrain.training.reference_scoring import collate_with_cache, prepare_ref
 from posttrain.training.trainer import ObjectiveTrainer
 
 CACHED_COLUMNS = {ReferenceFrom.CACHED_LOG_PROBS: "ref_logp", ReferenceFrom.CACHED_HIDDEN: "ref_hidden"}
-OBJECTIVES = {StateLevel.TOKEN: oreo_token, StateLevel.STEP: oreo_step, StateLevel.RESPONSE: oreo_response}
+OBJECTIVES = {
+    StateLevel.TOKEN: oreo_token,
+    StateLevel.STEP: oreo_step,
+    StateLevel.RESPONSE: oreo_response,
+    StateLevel.ONE_STEP: oreo_one_step,
+}
 
 
 def train_oreo(config: OreoConfig) -> Path:
@@ -94,11 +100,12 @@ def build_trainer(
     if cache is not None:
         column = CACHED_COLUMNS[config.reference_from]
         collator = partial(collate_with_cache, collate_rows=collator, cache=cache, column=column)
+    kl_target = _kl_target(config)
     return ObjectiveTrainer(
         model,
         config,
         forward=forward,
-        objective=partial(objective, config=config),
+        objective=partial(objective, config=config, kl_target=kl_target),
         count_units=count_sequences,
         networks=(
             Network("policy", config.policy_learning_rate, config.policy_max_grad_norm, start_step=policy_start),
@@ -107,13 +114,34 @@ def build_trainer(
         train_dataset=EncodedDataset(rows),
         data_collator=collator,
         processing_class=tokenizer,
+        kl_targets=None if kl_target is None else {"kl_ref": kl_target},
     )
 
 
-def objective(values: TokenValues, *, config: OreoConfig) -> tuple[Term, ...]:
-    """OREO at the config's level and, where it has a weight, the exact KL(reference || policy)."""
-    terms = OBJECTIVES[config.level](values, beta=config.beta, alpha=config.alpha)
-    return terms if config.alpha_forward == 0.0 else (*terms, *kl_from_reference(values, alpha=config.alpha_forward))
+def objective(values: TokenValues, *, config: OreoConfig, kl_target: KlTarget | None = None) -> tuple[Term, ...]:
+    """OREO at the config's level and, where it has a weight, the exact KL(reference || policy).
+
+    With `kl_target` its coefficient stands in for alpha and is logged.
+    """
+    alpha = config.alpha if kl_target is None else kl_target.coefficient
+    terms = OBJECTIVES[config.level](values, beta=config.beta, alpha=alpha)
+    if config.alpha_forward > 0:
+        terms = (*terms, *kl_from_reference(values, alpha=config.alpha_forward))
+    if kl_target is not None:
+        per_row = values.reward.new_full((len(values.reward),), alpha)
+        terms = (*terms, Term("kl_coefficient", per_row, "sequence", coef=0.0))
+    return terms
+
+
+def _kl_target(config: OreoConfig) -> KlTarget | None:
+    if config.kl_target is None:
+        return None
+    return KlTarget(
+        target=config.kl_target,
+        coefficient=config.alpha,
+        rate=config.kl_target_rate / config.kl_target,
+        start_step=config.value_warmup_steps,
+    )
 
 
 def forward(model: nn.Module, batch: dict[str, Tensor]) -> TokenValues:

@@ -109,7 +109,8 @@ class OreoConfig(RunConfig, TrainingArguments):
     level: StateLevel = field(
         default=StateLevel.TOKEN,
         metadata={
-            "help": "What counts as one action: a token, a reasoning step, or the response.",
+            "help": "What counts as one action: a token, a reasoning step, or the response; one_step: a token, whose "
+            "residual ends at the value of the next state.",
             "group": "objective",
         },
     )
@@ -119,6 +120,21 @@ class OreoConfig(RunConfig, TrainingArguments):
     )
     beta: float = field(metadata={"help": "Temperature of the soft Bellman equation, > 0.", "group": "objective"})
     alpha: float = field(metadata={"help": "Weight of the exact KL(policy || reference).", "group": "objective"})
+    kl_target: float | None = field(
+        default=None,
+        metadata={
+            "help": "KL(policy || reference) to keep, in nats per action: the weight of the KL then starts at alpha "
+            "and follows the measured KL. Default: alpha stays.",
+            "group": "objective",
+        },
+    )
+    kl_target_rate: float = field(
+        default=0.02,
+        metadata={
+            "help": "In each step the weight is multiplied by exp(rate * (KL / kl_target - 1)).",
+            "group": "objective",
+        },
+    )
     alpha_forward: float = field(
         default=0.0,
         metadata={"help": "Weight of the exact KL(reference || policy), beside alpha's.", "group": "objective"},
@@ -185,6 +201,7 @@ class OreoConfig(RunConfig, TrainingArguments):
         for name, alpha in (("alpha", self.alpha), ("alpha_forward", self.alpha_forward)):
             if alpha < 0:
                 raise ValueError(f"{name} is {alpha}, it must not be negative: it weighs a KL penalty")
+        self._check_kl_target()
         self._check_lora("value", self.value_lora_rank, self.value_lora_alpha)
         self._check_lora("policy", self.policy_lora_rank, self.policy_lora_alpha)
         self._check_roles()
@@ -216,6 +233,18 @@ class OreoConfig(RunConfig, TrainingArguments):
             )
         if not 0.0 <= self.value_gradient_scale < math.inf:
             raise ValueError(f"value_gradient_scale is {self.value_gradient_scale}, needs a finite number >= 0")
+
+    def _check_kl_target(self) -> None:
+        if self.kl_target is None:
+            return
+        for name, number in (("kl_target", self.kl_target), ("kl_target_rate", self.kl_target_rate)):
+            if not 0 < number < math.inf:
+                raise ValueError(f"{name} is {number}, needs a finite number above 0")
+        if self.alpha == 0:
+            raise ValueError(
+                "alpha is 0, but with kl_target it is where the weight of the KL starts, which is only ever "
+                "multiplied: set it above 0"
+            )
 
     def _check_lora(self, network: str, rank: int, alpha: float | None) -> None:
         if rank < 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -214,6 +215,26 @@ def test_two_processes_on_packed_rows_give_the_losses_of_one_on_padded_rows(
         for step, (here, there) in enumerate(zip(packed.column(name), padded.column(name), strict=True)):
             rtol = FIRST_STEP_RTOL if step == 0 else LATER_STEPS_RTOL
             assert math.isclose(here, there, rel_tol=rtol, abs_tol=rtol), (name, step, here, there)
+
+
+def test_two_processes_steer_the_coefficient_of_the_kl_as_one_does(inputs: Path, tmp_path: Path) -> None:
+    # From the start, and from a checkpoint of one process: the second rank finds no progress of its own in it.
+    steered, steered_on = distributed_run.STEERED, distributed_run.STEERED_ON
+    alone = _start("single", inputs, tmp_path / "one", batch_size=4, roles=[steered])
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    one = _read(tmp_path / "one" / steered)
+    shutil.copytree(one.folder / "checkpoint-3", inputs / "checkpoint-3")
+    together = _start("ddp", inputs, tmp_path / "two", batch_size=2, roles=[steered, steered_on])
+    assert together.returncode == 0, together.stderr[-3000:]
+    for role in (steered, steered_on):
+        two = _read(tmp_path / "two" / role)
+        assert two.result["n_processes"] == 2
+        for name in ("kl_coefficient", "loss/kl_ref", "loss/policy", "loss"):
+            for step, (here, there) in enumerate(zip(two.column(name), one.column(name), strict=True)):
+                assert math.isclose(here, there, rel_tol=LATER_STEPS_RTOL, abs_tol=LATER_STEPS_RTOL), (name, step)
+    start, _, _, at_checkpoint, *_, end = one.column("kl_coefficient")
+    assert max(start / at_checkpoint, at_checkpoint / start) > 1.1  # so a rank that had forgotten it would show
+    assert max(end / at_checkpoint, at_checkpoint / end) > 1.1
 
 
 def _start(

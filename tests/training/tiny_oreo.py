@@ -21,11 +21,11 @@ from posttrain.training.trainer import ObjectiveTrainer
 N_TOKENS = 40
 
 
-def write_policy(folder: Path, *, hidden_size: int = 32) -> Path:
+def write_policy(folder: Path, *, hidden_size: int = 32, n_tokens: int = N_TOKENS) -> Path:
     """A policy with tied embeddings, as SmolLM2 has, and its tokenizer, as a Hugging Face folder."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=N_TOKENS,
+        vocab_size=n_tokens,
         hidden_size=hidden_size,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -38,7 +38,7 @@ def write_policy(folder: Path, *, hidden_size: int = 32) -> Path:
         eos_token_id=2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    vocabulary = {f"t{index}": index for index in range(N_TOKENS)}
+    vocabulary = {f"t{index}": index for index in range(n_tokens)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="t3"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
