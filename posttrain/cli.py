@@ -90,10 +90,28 @@ VERBS = (
         function="posttrain.evaluation.inspect_credit:inspect_credit",
     ),
     Verb(
-        "eval",
+        "eval run",
         "Answer problems with one policy: greedy, samples with best-of-n and majority, value-guided beams.",
         config="posttrain.evaluation.eval_config:EvalConfig",
         function="posttrain.evaluation.run:evaluate",
+    ),
+    Verb(
+        "eval ls",
+        "List the tasks and the protocols of evaluation, or show one protocol whole.",
+        config="posttrain.evaluation.tasks:ListConfig",
+        function="posttrain.evaluation.tasks:list_tasks",
+    ),
+    Verb(
+        "eval compare",
+        "Compare two results on the same problems: paired difference, interval, exact McNemar test.",
+        config="posttrain.evaluation.compare_files:CompareConfig",
+        function="posttrain.evaluation.compare_files:compare_files",
+    ),
+    Verb(
+        "eval validate",
+        "Check a results file: rows, keys, whole chunks, and every grade made anew.",
+        config="posttrain.evaluation.validate:ValidateConfig",
+        function="posttrain.evaluation.validate:validate",
     ),
     Verb(
         "report",

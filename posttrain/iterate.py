@@ -15,8 +15,8 @@ from typing import Literal
 
 from posttrain.evaluation.records import append_records, read_records
 from posttrain.evaluation.report import ReportConfig, report
+from posttrain.provenance import hash_data, write_run_card
 from posttrain.stages import Argument, Stage, Stages
-from posttrain.training.provenance import hash_data, write_run_card
 
 SEED_STRIDE = 1_000_000  # between the samples of two iterations
 FINISHED = "finished.jsonl"
@@ -49,7 +49,7 @@ class IterateConfig:
 
     model: Path = field(metadata={"help": "Folder of the policy to start from."})
     problems: str = field(metadata={"help": "Training problems, as `posttrain collect` takes them."})
-    test_problems: str = field(metadata={"help": "Held-out problems, as `posttrain eval` takes them."})
+    test_problems: str = field(metadata={"help": "Held-out problems, as `posttrain eval run` takes them."})
     output: Path = field(metadata={"help": "Run folder; one that was stopped goes on."})
     iterations: int = field(default=3, metadata={"help": "Rounds of sampling and learning."})
     train: Literal["oreo", "sft"] = field(
@@ -64,7 +64,7 @@ class IterateConfig:
     recipes: Path = field(default=Path("recipes"), metadata={"help": "Folder of the configs named below."})
     collect_recipe: str = field(default="quickstart/collect", metadata={"help": "Config of `posttrain collect`."})
     train_recipe: str = field(default="quickstart/oreo", metadata={"help": "Config of the verb that learns."})
-    eval_recipe: str = field(default="quickstart/eval", metadata={"help": "Config of `posttrain eval`."})
+    eval_recipe: str = field(default="quickstart/eval", metadata={"help": "Config of `posttrain eval run`."})
     seed: int = field(default=0, metadata={"help": "Of samples and of the order of data."})
 
     def __post_init__(self) -> None:
@@ -129,7 +129,7 @@ def _evaluate(
     arguments = (*arguments, "--output", answers, "--seed", str(config.seed))
     stage = Stage(
         f"{name}_eval",
-        "eval",
+        "eval run",
         arguments if value is None else (*arguments, "--value_model", value),
         recipe=config.eval_recipe,
     )

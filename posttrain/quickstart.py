@@ -20,8 +20,8 @@ from posttrain.data.sources import write_jsonl
 from posttrain.data.word_problems import word_problems
 from posttrain.evaluation.report import ReportConfig, report
 from posttrain.models.smollm2 import convert_smollm2
+from posttrain.provenance import hash_data, write_run_card
 from posttrain.stages import Argument, Stage, Stages
-from posttrain.training.provenance import hash_data, write_run_card
 
 BASELINES = ("rejection_sampling", "dpo")
 TEST_SEED = 1_000_000  # far from any seed of a run
@@ -97,9 +97,9 @@ def _answer(
     arguments = ("--model", model, "--name", name, "--problems", run / "test_problems.jsonl")
     arguments = (*arguments, "--seed", str(config.seed), "--output", run / "answers.jsonl", *more)
     if value is None:
-        stages.run(Stage(f"eval_{name}", "eval", arguments, recipe="eval"))
+        stages.run(Stage(f"eval_{name}", "eval run", arguments, recipe="eval"))
     else:
-        stages.run(Stage(f"eval_{name}", "eval", (*arguments, "--value_model", value), recipe="eval_oreo"))
+        stages.run(Stage(f"eval_{name}", "eval run", (*arguments, "--value_model", value), recipe="eval_oreo"))
 
 
 def _real_model(config: QuickstartConfig, stages: Stages) -> None:
@@ -114,10 +114,10 @@ def _real_model(config: QuickstartConfig, stages: Stages) -> None:
     networks = ("--model", run / "oreo" / "policy", "--value_model", run / "oreo" / "value")
     for name, verb, arguments in (
         ("sft", "sft", ("--model", model, "--train_data", run / "sft.jsonl", "--output_dir", run / "sft")),
-        ("eval", "eval", ("--model", run / "sft", "--name", "sft", *answers)),
+        ("eval", "eval run", ("--model", run / "sft", "--name", "sft", *answers)),
         ("collect", "collect", ("--model", run / "sft", "--problems", run / "train.jsonl", "--output", samples)),
         ("oreo", "oreo", ("--model", run / "sft", "--train_data", samples, "--output_dir", run / "oreo")),
-        ("eval_oreo", "eval", (*networks, "--name", "oreo", *answers)),
+        ("eval_oreo", "eval run", (*networks, "--name", "oreo", *answers)),
     ):
         stages.run(Stage(f"smollm2_{name}", verb, (*arguments, *seed)))
 

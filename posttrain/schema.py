@@ -127,6 +127,9 @@ class AnswerRecord:
     finish_reason: FinishReason
     n_generated_tokens: int  # all tokens sampled to find this answer, discarded branches included
     value: float | None  # the value model's V of the whole answer, where one was read
+    key: str | None = None  # of what was asked and how; an evaluation that goes on knows by it what is there
+    grades: tuple[tuple[str, Grade], ...] = ()  # by every grader of the protocol; the first is `grade`
+    tags: tuple[tuple[str, str], ...] = ()  # of the problem, such as ("level", "5")
 
 
 @dataclass(frozen=True, slots=True)

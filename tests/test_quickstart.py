@@ -126,7 +126,7 @@ def test_a_stage_that_fails_shows_the_end_of_its_log(tmp_path):
     stages = Stages(tmp_path / "logs", recipes=tmp_path, is_smoke=False)
     (tmp_path / "broken.yaml").write_text("no_such_key: 1\n")
     with pytest.raises(StageError, match=r"(?s)stage broken ended with exit code 2; .*broken\.log:\n.*no_such"):
-        stages.run(Stage("broken", "eval", ()))
+        stages.run(Stage("broken", "eval run", ()))
 
 
 def test_each_stage_has_a_smoke_recipe_with_the_same_keys():

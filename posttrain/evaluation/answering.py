@@ -1,4 +1,4 @@
-"""One policy's answers to a set of problems, decoded in one way, as records."""
+"""One policy's answers to a chunk of problems, decoded in one way, as records."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.evaluation.decoding import Beam, Decoding, Greedy, LikelihoodBeam, LogRatioBeam, Sampled
-from posttrain.evaluation.eval_config import EvalConfig
+from posttrain.evaluation.eval_config import EvalConfig, name_of
+from posttrain.evaluation.protocols import Protocol
 from posttrain.evaluation.statistics import majority_vote
-from posttrain.rewards.grade import final_answer, grade
+from posttrain.rewards.grade import extracted_answer, grade_all
+from posttrain.rewards.pool import GradingPool
 from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.sampling import Sample, SamplingParams
-from posttrain.schema import AnswerRecord, FinishReason, Problem
+from posttrain.sampling import Sample, SamplingEngine, SamplingParams
+from posttrain.schema import AnswerRecord, FinishReason, Grade, Problem
 from posttrain.search.beam import BeamParams, beam_search
 from posttrain.search.best_of_n import score_samples
 from posttrain.search.scorer import ValueScorer
@@ -24,125 +26,181 @@ from posttrain.search.tree import NodeState, SearchTree
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """Everything that decoding one set of problems needs, built once."""
+    """Everything that decoding takes, built once."""
 
-    engine: TransformersEngine
+    engine: SamplingEngine
     value_model: PreTrainedModel | None
     scorer: ValueScorer | None
     log_ratio: NextTokenScorer | None
     tokenizer: PreTrainedTokenizerBase
+    protocol: Protocol
+    pool: GradingPool
+    config: EvalConfig
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Problems that are answered together, so that their batches, and the last bits of their numbers, are the same."""
+
+    start: int  # place of the first among all problems; the place of a problem is its random stream
     problems: Sequence[Problem]
     prompts: Sequence[tuple[int, ...]]
-    config: EvalConfig
+
+    @property
+    def streams(self) -> range:
+        return range(self.start, self.start + len(self.problems))
 
 
-def answer(a: Answering, decoding: Decoding) -> Iterator[AnswerRecord]:
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An answer before it is graded."""
+
+    problem: Problem
+    how: str
+    budget: int
+    text: str
+    finish_reason: FinishReason
+    n_generated_tokens: int
+    value: float | None
+
+
+def answer(a: Answering, chunk: Chunk, decoding: Decoding) -> list[AnswerRecord]:
     """The records of one decoding, in the order of the problems."""
     match decoding:
         case Greedy():
-            yield from _greedy(a)
+            return graded(a, list(_greedy(a, chunk)))
         case Sampled():
-            yield from _sampled(a, decoding)
+            return list(_sampled(a, chunk, decoding))
         case Beam():
-            yield from _beam(a, decoding)
+            return graded(a, list(_beam(a, chunk, decoding)))
         case LikelihoodBeam(width):
-            yield from _token_beam(a, "likelihood", LikelihoodScorer(a.engine.model), width)
+            return graded(a, list(_token_beam(a, chunk, "likelihood", LikelihoodScorer(_model(a)), width)))
         case LogRatioBeam(width):
             assert a.log_ratio is not None  # checked when the config was read
-            yield from _token_beam(a, "log_ratio", a.log_ratio, width)
+            return graded(a, list(_token_beam(a, chunk, "log_ratio", a.log_ratio, width)))
 
 
-def whole_answers(config: EvalConfig) -> SamplingParams:
+def whole_answers(a: Answering) -> SamplingParams:
     """How samples of whole answers are drawn."""
+    config = a.config
     return SamplingParams(
-        max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
+        max_new_tokens=a.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        seed=config.seed,
+        stop=a.protocol.stop,
     )
 
 
-def _greedy(a: Answering) -> Iterator[AnswerRecord]:
-    params = SamplingParams(max_new_tokens=a.config.max_new_tokens, temperature=0.0, seed=a.config.seed)
-    for problem, (sample,) in zip(a.problems, a.engine.sample(a.prompts, params, 1), strict=True):
-        yield record_of(a, problem, "greedy", sample, None)
-
-
-def _sampled(a: Answering, sampled: Sampled) -> Iterator[AnswerRecord]:
-    """n samples of each problem; of their first m = 2, 4, ..., the majority's answer and the best by value."""
-    params = whole_answers(a.config)
-    if a.scorer is None:
-        drawn = [[(s, None) for s in samples] for samples in a.engine.sample(a.prompts, params, sampled.n)]
+def graded(a: Answering, answers: Sequence[_Answer]) -> list[AnswerRecord]:
+    """Records of these answers, graded together by every grader of the protocol."""
+    names = a.protocol.graders
+    if names:
+        pairs = [(replace(answer.problem, grader=name), answer.text) for name in names for answer in answers]
+        flat = grade_all(pairs, a.pool)
+        by_grader = [flat[k * len(answers) : (k + 1) * len(answers)] for k in range(len(names))]
     else:
-        scored = score_samples(a.engine, a.scorer, a.prompts, params, sampled.n)
+        by_grader = [grade_all([(answer.problem, answer.text) for answer in answers], a.pool)]
+    return [
+        _record(a, answer, tuple(zip(names, grades, strict=True)) if names else (), grades[0])
+        for answer, grades in zip(answers, zip(*by_grader, strict=True), strict=True)
+    ]
+
+
+def sampled_answer(a: Answering, problem: Problem, how: str, sample: Sample, value: float | None) -> _Answer:
+    """One sample as an answer to its problem."""
+    text = a.protocol.answer_in(_text(a, sample.token_ids))
+    return _Answer(problem, how, 1, text, sample.finish_reason, len(sample.token_ids), value)
+
+
+def _greedy(a: Answering, chunk: Chunk) -> Iterator[_Answer]:
+    params = SamplingParams(max_new_tokens=a.max_new_tokens, temperature=0.0, seed=a.config.seed, stop=a.protocol.stop)
+    for problem, (sample,) in zip(chunk.problems, a.engine.sample(chunk.prompts, params, 1), strict=True):
+        yield sampled_answer(a, problem, "greedy", sample, None)
+
+
+def _sampled(a: Answering, chunk: Chunk, sampled: Sampled) -> Iterator[AnswerRecord]:
+    """n samples of each problem; of their first m = 2, 4, ..., the majority's answer and the best by value."""
+    params = whole_answers(a)
+    if a.scorer is None:
+        found = a.engine.sample(chunk.prompts, params, sampled.n, streams=chunk.streams)
+        drawn = [[(s, None) for s in samples] for samples in found]
+    else:
+        scored = score_samples(a.engine, a.scorer, chunk.prompts, params, sampled.n, streams=chunk.streams)
         drawn = [[(s.sample, s.value) for s in samples] for samples in scored]
-    for problem, samples in zip(a.problems, drawn, strict=True):
-        records = [record_of(a, problem, "sample", sample, value) for sample, value in samples]
-        yield from records
+    answers = [
+        sampled_answer(a, problem, "sample", sample, value)
+        for problem, samples in zip(chunk.problems, drawn, strict=True)
+        for sample, value in samples
+    ]
+    records = graded(a, answers)
+    for place, problem in enumerate(chunk.problems):
+        own = records[place * sampled.n : (place + 1) * sampled.n]
+        yield from own
         for m in sampled.prefix_sizes():
-            spent = sum(record.n_generated_tokens for record in records[:m])
-            yield _chosen(a, "majority", _majority(records[:m]), m, spent)
+            spent = sum(record.n_generated_tokens for record in own[:m])
+            yield _chosen(a, "majority", _majority(a.protocol.regraded(problem), own[:m]), m, spent)
             if a.scorer is not None:
-                yield _chosen(a, "best_of_n", max(records[:m], key=_by_value), m, spent)
+                yield _chosen(a, "best_of_n", max(own[:m], key=_by_value), m, spent)
 
 
-def _beam(a: Answering, beam: Beam) -> Iterator[AnswerRecord]:
+def _beam(a: Answering, chunk: Chunk, beam: Beam) -> Iterator[_Answer]:
     assert a.scorer is not None  # checked when the config was read
-    step = replace(whole_answers(a.config), stop=a.config.step_delimiters)
+    step = replace(whole_answers(a), stop=a.config.step_delimiters)
     params = BeamParams(beam.width, beam.expansions, a.config.max_steps, step)
-    for problem, tree in zip(a.problems, beam_search(a.engine, a.scorer, a.prompts, params), strict=True):
+    for problem, tree in zip(chunk.problems, beam_search(a.engine, a.scorer, chunk.prompts, params), strict=True):
         best = tree.best()
         value = None if best is None else best.value
         yield _searched(a, problem, "beam", beam.width * beam.expansions, tree, value)
 
 
-def _token_beam(a: Answering, how: str, scorer: NextTokenScorer, width: int) -> Iterator[AnswerRecord]:
-    params = TokenBeamParams(width, a.config.max_new_tokens, max(width, a.config.batch_size))
-    trees = token_beam_search(scorer, a.prompts, a.engine.eos_ids, params)
-    for problem, tree in zip(a.problems, trees, strict=True):
+def _token_beam(a: Answering, chunk: Chunk, how: str, scorer: NextTokenScorer, width: int) -> Iterator[_Answer]:
+    assert isinstance(a.engine, TransformersEngine)  # checked when the config was read
+    params = TokenBeamParams(width, a.max_new_tokens, max(width, a.config.batch_size))
+    trees = token_beam_search(scorer, chunk.prompts, a.engine.eos_ids, params)
+    for problem, tree in zip(chunk.problems, trees, strict=True):
         yield _searched(a, problem, how, width, tree, None)
 
 
-def _searched(
-    a: Answering, problem: Problem, how: str, budget: int, tree: SearchTree, value: float | None
-) -> AnswerRecord:
-    """The record of a search's best answer; no answer is an empty one."""
+def _model(a: Answering) -> PreTrainedModel:
+    assert isinstance(a.engine, TransformersEngine)  # checked when the config was read
+    return a.engine.model
+
+
+def _searched(a: Answering, problem: Problem, how: str, budget: int, tree: SearchTree, value: float | None) -> _Answer:
+    """A search's best answer; no answer is an empty one."""
     best = tree.best()
     text = _text(a, () if best is None else tree.completion(best))
     is_ended = best is not None and best.state is NodeState.ANSWER
-    return AnswerRecord(
-        task_id=problem.task_id,
-        method=f"{a.config.name}/{how}",
-        seed=a.config.seed,
-        budget=budget,
-        text=text,
-        grade=grade(problem, text),
-        finish_reason=FinishReason.STOP if is_ended else FinishReason.LENGTH,
-        n_generated_tokens=tree.n_generated_tokens,
-        value=value,
-    )
+    finish_reason = FinishReason.STOP if is_ended else FinishReason.LENGTH
+    return _Answer(problem, how, budget, text, finish_reason, tree.n_generated_tokens, value)
 
 
 def _text(a: Answering, ids: Sequence[int]) -> str:
     return str(a.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def record_of(a: Answering, problem: Problem, how: str, sample: Sample, value: float | None) -> AnswerRecord:
-    """The record of one sample."""
-    text = _text(a, sample.token_ids)
+def _record(a: Answering, answer: _Answer, grades: tuple[tuple[str, Grade], ...], grade: Grade) -> AnswerRecord:
     return AnswerRecord(
-        task_id=problem.task_id,
-        method=f"{a.config.name}/{how}",
+        task_id=answer.problem.task_id,
+        method=f"{name_of(a.config)}/{answer.how}",
         seed=a.config.seed,
-        budget=1,
-        text=text,
-        grade=grade(problem, text),
-        finish_reason=sample.finish_reason,
-        n_generated_tokens=len(sample.token_ids),
-        value=value,
+        budget=answer.budget,
+        text=answer.text,
+        grade=grade,
+        finish_reason=answer.finish_reason,
+        n_generated_tokens=answer.n_generated_tokens,
+        value=answer.value,
+        grades=grades,
+        tags=answer.problem.tags,
     )
 
 
 def _chosen(a: Answering, how: str, record: AnswerRecord, budget: int, n_generated_tokens: int) -> AnswerRecord:
     """The record of a chosen sample, charged for all the samples it was chosen from."""
-    return replace(record, method=f"{a.config.name}/{how}", budget=budget, n_generated_tokens=n_generated_tokens)
+    method = f"{name_of(a.config)}/{how}"
+    return replace(record, method=method, budget=budget, n_generated_tokens=n_generated_tokens)
 
 
 def _by_value(record: AnswerRecord) -> tuple[bool, float]:
@@ -150,8 +208,8 @@ def _by_value(record: AnswerRecord) -> tuple[bool, float]:
     return record.finish_reason is FinishReason.STOP, record.value
 
 
-def _majority(records: Sequence[AnswerRecord]) -> AnswerRecord:
+def _majority(problem: Problem, records: Sequence[AnswerRecord]) -> AnswerRecord:
     """The first sample that gives the most frequent readable answer; the first sample where none can be read."""
-    answers = [final_answer(record.text) for record in records]
+    answers = [extracted_answer(problem, record.text) for record in records]
     winner = majority_vote(answers)
     return records[0] if winner is None else records[answers.index(winner)]

@@ -68,7 +68,7 @@ def require_distinct_records(texts: Sequence[str]) -> None:
     """Raises ValueError when two of the decodings would write records of one method and budget."""
     seen: dict[tuple[str, int], str] = {}
     for text in texts:
-        for key in _methods(parse_decoding(text)):
+        for key in (key[:2] for key in methods_of(parse_decoding(text), has_value=False)):
             if key in seen:
                 raise ValueError(
                     f"decodings '{seen[key]}' and '{text}' both give '{key[0]}' answers with a budget of {key[1]}, "
@@ -77,16 +77,17 @@ def require_distinct_records(texts: Sequence[str]) -> None:
             seen[key] = text
 
 
-def _methods(decoding: Decoding) -> tuple[tuple[str, int], ...]:
-    """Method and budget of each record that a decoding gives per problem."""
+def methods_of(decoding: Decoding, *, has_value: bool) -> tuple[tuple[str, int, int], ...]:
+    """Method, budget and number of the records that a decoding gives per problem, with or without a value model."""
     match decoding:
         case Greedy():
-            return (("greedy", 1),)
+            return (("greedy", 1, 1),)
         case Sampled():
-            return (("sample", 1), *(("majority", m) for m in decoding.prefix_sizes()))
+            chosen = ("majority", "best_of_n") if has_value else ("majority",)
+            return (("sample", 1, decoding.n), *((how, m, 1) for m in decoding.prefix_sizes() for how in chosen))
         case Beam(width, expansions):
-            return (("beam", width * expansions),)
+            return (("beam", width * expansions, 1),)
         case LikelihoodBeam(width):
-            return (("likelihood", width),)
+            return (("likelihood", width, 1),)
         case LogRatioBeam(width):
-            return (("log_ratio", width),)
+            return (("log_ratio", width, 1),)

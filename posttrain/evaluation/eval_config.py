@@ -1,22 +1,59 @@
-"""What `posttrain eval` can be told."""
+"""What `posttrain eval run` can be told."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from posttrain.data.problems import TemplateName
-from posttrain.evaluation.decoding import Beam, Decoding, LogRatioBeam, parse_decoding, require_distinct_records
+from posttrain.evaluation.decoding import (
+    Beam,
+    Decoding,
+    Greedy,
+    LogRatioBeam,
+    Sampled,
+    parse_decoding,
+    require_distinct_records,
+)
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """What to answer, with which networks, and how."""
 
+    problems: str = field(
+        metadata={
+            "help": "a task of `posttrain eval ls` such as gsm8k, a file of problems, or reasoning_gym:<dataset>",
+            "positional": True,
+        }
+    )
     model: str = field(metadata={"help": "policy: a folder or Hub id that AutoModelForCausalLM reads"})
-    problems: str = field(metadata={"help": "problems: a .jsonl file, a GSM8K file, or reasoning_gym:<dataset>"})
-    output: str = field(metadata={"help": "answers are written to this .jsonl file, one record per answer"})
-    name: str = field(metadata={"help": "first half of the method names in the records, e.g. 'oreo' in 'oreo/greedy'"})
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": "answers are added to this .jsonl file, one record each; an evaluation that was stopped goes on, "
+            "and several processes share one. Default: runs/eval/<task>/answers.jsonl"
+        },
+    )
+    name: str | None = field(
+        default=None,
+        metadata={
+            "help": "first half of the method names in the records, e.g. 'oreo' in 'oreo/greedy'; default: the "
+            "model's folder"
+        },
+    )
+    protocol: str | None = field(
+        default=None,
+        metadata={"help": "prompt, stop rule and graders by name, see `posttrain eval ls`; default: the task's"},
+    )
+    show_prompt: bool = field(
+        default=False, metadata={"help": "print the first problem as the policy reads it, and end"}
+    )
+    engine: Literal["transformers", "vllm"] = field(
+        default="transformers", metadata={"help": "what runs the policy; searches need transformers"}
+    )
     value_model: str | None = field(default=None, metadata={"help": "value model that picks answers and steers beams"})
     reference: str | None = field(
         default=None, metadata={"help": "reference that the policy was trained against, for log_ratio:B"}
@@ -36,15 +73,23 @@ class EvalConfig:
             "log_ratio:B (token by token)"
         },
     )
-    template: TemplateName = field(default="plain", metadata={"help": "how a question becomes a prompt"})
+    template: TemplateName | None = field(
+        default=None, metadata={"help": "how a question becomes a prompt, in place of a protocol: plain, bare or chat"}
+    )
     instruction: str = field(default="", metadata={"help": "system message of the chat template"})
     limit: int | None = field(default=None, metadata={"help": "answer only the first LIMIT problems"})
-    max_new_tokens: int = field(default=512, metadata={"help": "token budget of one answer"})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "token budget of one answer; default: the protocol's, 512 without one"}
+    )
     temperature: float = field(default=1.0, metadata={"help": "temperature of samples and beam steps"})
     top_p: float = field(default=1.0, metadata={"help": "cut samples to the likeliest tokens with this mass"})
     step_delimiters: tuple[str, ...] = field(default=("\n",), metadata={"help": "strings that end a step of a beam"})
     max_steps: int = field(default=20, metadata={"help": "most steps of a beam (the paper: 20)"})
     batch_size: int = field(default=256, metadata={"help": "sequences sampled or scored at once"})
+    problems_per_chunk: int = field(
+        default=64, metadata={"help": "problems answered between two writes; a stopped run loses at most these"}
+    )
+    n_graders: int = field(default=1, metadata={"help": "processes that grade answers which need computer algebra"})
     seed: int = field(default=0, metadata={"help": "seed of every sampled token"})
     dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "arithmetic of the networks"})
     device: str = field(default="auto", metadata={"help": "cpu, cuda, ...; auto takes CUDA where there is one"})
@@ -54,6 +99,14 @@ def decodings_of(config: EvalConfig) -> list[Decoding]:
     """The decodings asked for. Raises ValueError when one lacks its network or two would write the same records."""
     decodings = [parse_decoding(text) for text in config.decoding]
     require_distinct_records(config.decoding)
+    if config.protocol is not None and config.template is not None:
+        raise ValueError(
+            f"protocol {config.protocol} and template {config.template} both say how to ask: leave one out"
+        )
+    if config.engine == "vllm" and not all(isinstance(d, Greedy | Sampled) for d in decodings):
+        raise ValueError(
+            "engine vllm decodes greedy and sample:N; searches read the networks themselves: transformers"
+        )
     if config.value_model is None and any(isinstance(d, Beam) for d in decodings):
         raise ValueError("a beam is steered by a value model: set value_model, or leave beam:... out of decoding")
     if config.value_model is None and config.values_output is not None:
@@ -64,3 +117,16 @@ def decodings_of(config: EvalConfig) -> list[Decoding]:
             "or leave log_ratio:... out of decoding"
         )
     return decodings
+
+
+def name_of(config: EvalConfig) -> str:
+    """The policy's name in the records."""
+    return config.name or Path(config.model).name
+
+
+def output_of(config: EvalConfig) -> Path:
+    """The file that holds the answers."""
+    if config.output is not None:
+        return Path(config.output)
+    task = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(config.problems).stem)
+    return Path("runs/eval") / task / "answers.jsonl"

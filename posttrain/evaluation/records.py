@@ -70,7 +70,10 @@ def append_records(path: Path, records: Iterable[AnswerRecord]) -> None:
 
 def format_record(record: AnswerRecord) -> str:
     """The JSON line of a record, without the newline. Raises ValueError when value is not finite."""
-    return json.dumps({name: getattr(record, name) for name in _PARSERS}, allow_nan=False)
+    told = {name: getattr(record, name) for name in _OPTIONAL if getattr(record, name)}
+    row = {name: getattr(record, name) for name in _PARSERS if name not in _OPTIONAL}
+    pairs = {name: dict(told[name]) for name in ("grades", "tags") if name in told}
+    return json.dumps({**row, **told, **pairs}, allow_nan=False)
 
 
 def read_records(path: Path) -> tuple[AnswerRecord, ...]:
@@ -118,7 +121,7 @@ def parse_record(line: str, *, where: str) -> AnswerRecord:
     if not isinstance(row, dict):
         raise RecordError(f"{where}: expected a JSON object, got {type(row).__name__}")
     _check_keys(row, where)
-    return AnswerRecord(**{name: _parse_field(name, row[name], where) for name in _PARSERS})
+    return AnswerRecord(**{name: _parse_field(name, row[name], where) for name in _PARSERS if name in row})
 
 
 def group_records(records: Iterable[AnswerRecord]) -> dict[MethodBudget, tuple[AnswerRecord, ...]]:
@@ -162,7 +165,7 @@ def _check_keys(row: dict[str, Any], where: str) -> None:
             near = difflib.get_close_matches(name, _PARSERS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(_PARSERS)}"
             raise RecordError(f"{where}: unknown key {name!r}{hint}")
-    missing = [name for name in _PARSERS if name not in row]
+    missing = [name for name in _PARSERS if name not in row and name not in _OPTIONAL]
     if missing:
         raise RecordError(f"{where}: {', '.join(missing)}: missing")
 
@@ -222,6 +225,15 @@ def _value(raw: Any) -> float | None:
     return float(raw)
 
 
+def _pairs(parse: Callable[[Any], Any]) -> Callable[[Any], tuple[tuple[str, Any], ...]]:
+    def parse_pairs(raw: Any) -> tuple[tuple[str, Any], ...]:
+        if not isinstance(raw, dict):
+            raise ValueError("an object")
+        return tuple((_name(name), parse(value)) for name, value in raw.items())
+
+    return parse_pairs
+
+
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "task_id": _name,
     "method": _method,
@@ -232,7 +244,11 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "finish_reason": _finish_reason,
     "n_generated_tokens": _integer(0),
     "value": _value,
+    "key": _name,
+    "grades": _pairs(_grade),
+    "tags": _pairs(_text),
 }
+_OPTIONAL = ("key", "grades", "tags")  # absent in a line that has none
 
 
 def _open_to_read(path: Path) -> IO[str]:

@@ -1,105 +1,177 @@
-"""`posttrain eval`: answer problems with one policy, decoded in several ways, and write one record per answer."""
+"""`posttrain eval run`: answer problems with one policy, decoded in several ways, and write one record per answer."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
+from tqdm.auto import tqdm
 
 from posttrain.data.encode import encode_prompt
-from posttrain.data.problems import named_template, read_problems, require_distinct_ids
-from posttrain.data.tokenizer_card import require_same_tokens
-from posttrain.evaluation.answering import Answering, answer, record_of, whole_answers
-from posttrain.evaluation.decoding import LogRatioBeam
-from posttrain.evaluation.eval_config import EvalConfig, decodings_of
-from posttrain.evaluation.records import append_records, read_records
+from posttrain.data.problems import find_data, read_problems, require_distinct_ids
+from posttrain.evaluation.answering import Answering, Chunk, answer, graded, sampled_answer, whole_answers
+from posttrain.evaluation.decoding import Beam, Decoding, LogRatioBeam, Sampled, methods_of
+from posttrain.evaluation.eval_config import EvalConfig, decodings_of, name_of, output_of
+from posttrain.evaluation.ledger import Ledger, expected_keys, keyed, problem_key
+from posttrain.evaluation.loading import load_answering, protocol_of
+from posttrain.evaluation.outcome import disagreements, summary, write_outcome
 from posttrain.evaluation.solutions import read_solution, write_solutions
 from posttrain.evaluation.statistics import wilson_interval
-from posttrain.models.actor_critic import require_same_vocabulary
-from posttrain.models.loading import device_named
-from posttrain.models.policy import load_policy
-from posttrain.models.value import load_value_model
+from posttrain.evaluation.tasks import task_source
 from posttrain.pretrained import load_tokenizer
-from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.schema import AnswerRecord, Grade
-from posttrain.search.scorer import ReencodingScorer
-from posttrain.search.token_scores import LogRatioScorer
+from posttrain.provenance import hash_data, weights_sha256, write_run_card
+from posttrain.schema import AnswerRecord, Grade, Problem
+
+CARDS = "evaluations"  # beside the answers: one folder per policy's name
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The problems as this protocol puts them, with the key of each under each decoding."""
+
+    problems: Sequence[Problem]
+    keys: dict[str, dict[str, str]]  # decoding as written -> task_id -> key
 
 
 def evaluate(config: EvalConfig) -> Path:
-    """Answer every problem by every decoding of `config` and write the records; returns the file written."""
-    decodings = decodings_of(config)
-    output = Path(config.output)
-    if output.exists() and any(r.method.startswith(f"{config.name}/") for r in read_records(output)):
-        raise FileExistsError(f"{output} has answers of '{config.name}' already: name another output or another name")
-    answering = _load(config)
-    for text, decoding in zip(config.decoding, decodings, strict=True):
-        started = time.perf_counter()
-        answered = list(answer(answering, decoding))
-        append_records(output, answered)
-        for line in _summary(answered):
-            print(f"{line}   [{text}: {time.perf_counter() - started:.0f} s]")
-    if config.values_output is not None:
-        _write_values(answering, Path(config.values_output))
-    return output
+    """Answer every problem by every decoding of `config` and write the records; returns the file written.
+
+    A run that was stopped goes on with the chunks that lack records; several processes may run it at once. Raises
+    FileExistsError where the file has other answers under the same name and method.
+    """
+    decodings = dict(zip(config.decoding, decodings_of(config), strict=True))
+    asked = _ask(config)
+    if config.show_prompt:
+        print(asked.problems[0].prompt)
+        return output_of(config)
+    ledger = Ledger(output_of(config), name=name_of(config))
+    ledger.refresh()
+    _require_own(config, ledger, asked, decodings)
+    problems = asked.problems[: config.limit]
+    card = ledger.path.parent / CARDS / name_of(config)
+    write_run_card(card, _card(config), hash_data(find_data(task_source(config.problems)[0])))
+    with load_answering(config, problems) as answering:
+        for text, decoding in decodings.items():
+            started = time.perf_counter()
+            records = _answer_all(answering, ledger, problems, asked.keys[text], text, decoding)
+            for line in summary(records):
+                print(f"{line}   [{text}: {time.perf_counter() - started:.0f} s]")
+            for line in disagreements(records):
+                print(line)
+        write_outcome(card, ledger.records.values(), decodings=list(decodings))
+        if config.values_output is not None:
+            _write_values(answering, problems, Path(config.values_output))
+    return ledger.path
 
 
-def _load(config: EvalConfig) -> Answering:
-    dtype = getattr(torch, config.dtype)
-    device = device_named(config.device)
+def _ask(config: EvalConfig) -> Asked:
+    """All problems of the source, `limit` or not: their keys tell whose answers are on file."""
     tokenizer = load_tokenizer(config.model)
-    policy = load_policy(config.model, dtype=dtype)
-    engine = TransformersEngine(policy, tokenizer, batch_size=config.batch_size, device=device)
-    value_model, scorer, log_ratio = None, None, None
-    if config.value_model is not None:
-        require_same_tokens(tokenizer, config.value_model, "value model")
-        value_model = load_value_model(config.value_model, dtype=dtype)
-        require_same_vocabulary(policy, value_model, "value model", "both read the same token ids")
-        value_model.to(device)  # pyright: ignore[reportArgumentType] - transformers hides that `to` is a method
-        scorer = ReencodingScorer(value_model, batch_size=config.batch_size)
-    if config.reference is not None and any(isinstance(d, LogRatioBeam) for d in decodings_of(config)):
-        require_same_tokens(tokenizer, config.reference, "reference")
-        reference = load_policy(config.reference, dtype=dtype)
-        reference.to(device)  # pyright: ignore[reportArgumentType] - as above
-        log_ratio = LogRatioScorer(policy, reference, min_probability=config.min_probability)
-    template = named_template(config.template, tokenizer, instruction=config.instruction)
-    problems = read_problems(config.problems, limit=config.limit, template=template)
+    protocol = protocol_of(config, tokenizer)
+    source, _ = task_source(config.problems)
+    problems = read_problems(source, limit=None, template=protocol.template(tokenizer))
     require_distinct_ids(problems)
-    prompts = [tuple(encode_prompt(problem.prompt, tokenizer)) for problem in problems]
-    return Answering(engine, value_model, scorer, log_ratio, tokenizer, problems, prompts, config)
+    keys = {}
+    for text, decoding in zip(config.decoding, decodings_of(config), strict=True):
+        settings = {"decoding": text, "protocol": protocol.hash(), **_settings(config, decoding)}
+        keys[text] = {problem.task_id: problem_key(problem, settings) for problem in problems}
+    return Asked([protocol.regraded(problem) for problem in problems], keys)
 
 
-def _write_values(a: Answering, path: Path) -> None:
+def _settings(config: EvalConfig, decoding: Decoding) -> dict[str, object]:
+    """What of the config the answers of one decoding depend on; networks by the hash of their weights."""
+    names = ["engine", "dtype", "seed", "max_new_tokens"]
+    networks = ["model"]
+    match decoding:
+        case Sampled():
+            names += ["temperature", "top_p"]
+            networks += ["value_model"]
+        case Beam():  # its random streams are those of its chunk
+            names += ["temperature", "top_p", "step_delimiters", "max_steps", "problems_per_chunk"]
+            networks += ["value_model"]
+        case LogRatioBeam():
+            names += ["min_probability"]
+            networks += ["reference"]
+    paths = {name: getattr(config, name) for name in networks}
+    hashes = {name: path and (weights_sha256(Path(path)) or path) for name, path in paths.items()}
+    return {**{name: getattr(config, name) for name in names}, **hashes}
+
+
+def _require_own(config: EvalConfig, ledger: Ledger, asked: Asked, decodings: dict[str, Decoding]) -> None:
+    has_value = config.value_model is not None
+    methods = {m[:2] for decoding in decodings.values() for m in methods_of(decoding, has_value=has_value)}
+    keys = {
+        key
+        for text, decoding in decodings.items()
+        for own in asked.keys[text].values()
+        for key in expected_keys(own, decoding, has_value=has_value)
+    }
+    ledger.require(methods, keys)
+
+
+def _answer_all(
+    a: Answering,
+    ledger: Ledger,
+    problems: Sequence[Problem],
+    keys: dict[str, str],
+    text: str,
+    decoding: Decoding,
+) -> list[AnswerRecord]:
+    """The records of one decoding, those on file and those answered now, in the order of the problems."""
+    has_value = a.scorer is not None
+    wanted = {p.task_id: expected_keys(keys[p.task_id], decoding, has_value=has_value) for p in problems}
+    size = a.config.problems_per_chunk
+    chunks = [problems[start : start + size] for start in range(0, len(problems), size)]
+    with _progress(a, text, len(problems)) as bar:
+        for is_waiting in (False, True):  # first what nobody holds, then what others have left undone
+            for number, chunk in enumerate(chunks):
+                chunk_keys = set().union(*(wanted[problem.task_id] for problem in chunk))
+                with ledger.claim(f"{text}-{number}", is_waiting=is_waiting) as is_ours:
+                    ledger.refresh()
+                    if is_ours and not ledger.has(chunk_keys):
+                        prompts = [tuple(encode_prompt(problem.prompt, a.tokenizer)) for problem in chunk]
+                        ledger.add(keyed(answer(a, Chunk(number * size, chunk, prompts), decoding), keys))
+                _show(bar, ledger, wanted)
+    # The order of an unbroken run of one process, whoever wrote which chunk when.
+    order = {key: place for place, own in enumerate(wanted.values()) for key in own}
+    found = [(order[key], record) for key, record in ledger.records.items() if key in order]
+    return [record for _, record in sorted(found, key=lambda pair: pair[0])]
+
+
+@contextmanager
+def _progress(a: Answering, text: str, n_problems: int) -> Iterator[tqdm]:
+    with tqdm(total=n_problems, unit="problem", desc=f"{name_of(a.config)} {text}", disable=None) as bar:
+        yield bar
+
+
+def _show(bar: tqdm, ledger: Ledger, wanted: dict[str, set[str]]) -> None:
+    done = [own for own in wanted.values() if ledger.has(own)]
+    bar.n = len(done)
+    records = [ledger.records[key] for own in done for key in own]
+    if records:
+        at = wilson_interval(sum(record.grade is Grade.CORRECT for record in records), len(records))
+        bar.set_postfix_str(f"{at.estimate:.1%} [{at.low:.1%}, {at.high:.1%}]")
+    bar.refresh()
+
+
+def _card(config: EvalConfig) -> dict[str, object]:
+    protocol = protocol_of(config, load_tokenizer(config.model))
+    shown = {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(config).items()}
+    return {**shown, "protocol": {**asdict(protocol), "hash": protocol.hash()}}
+
+
+def _write_values(a: Answering, problems: Sequence[Problem], path: Path) -> None:
     """V along the first sample of each of the first problems."""
     assert a.value_model is not None  # checked when the config was read
-    n = min(a.config.n_solutions, len(a.problems))
-    samples = a.engine.sample(a.prompts[:n], whole_answers(a.config), 1)
+    shown = problems[: a.config.n_solutions]
+    prompts = [tuple(encode_prompt(problem.prompt, a.tokenizer)) for problem in shown]
+    samples = [sample for (sample,) in a.engine.sample(prompts, whole_answers(a), 1)]
+    answers = [sampled_answer(a, problem, "sample", s, None) for problem, s in zip(shown, samples, strict=True)]
     solutions = [
-        read_solution(
-            a.value_model,
-            a.tokenizer,
-            prompt,
-            sample,
-            record_of(a, problem, "sample", sample, None),
-            delimiters=a.config.step_delimiters,
-        )
-        for problem, prompt, (sample,) in zip(a.problems, a.prompts, samples, strict=False)
+        read_solution(a.value_model, a.tokenizer, prompt, sample, record, delimiters=a.config.step_delimiters)
+        for prompt, sample, record in zip(prompts, samples, graded(a, answers), strict=True)
     ]
     write_solutions(path, solutions)
-
-
-def _summary(records: Sequence[AnswerRecord]) -> Iterator[str]:
-    """One line per method and budget: accuracy with its 95 % Wilson interval, and tokens per problem."""
-    groups: dict[tuple[str, int], list[AnswerRecord]] = {}
-    for record in records:
-        groups.setdefault((record.method, record.budget), []).append(record)
-    for (method, budget), group in groups.items():
-        n_correct = sum(record.grade is Grade.CORRECT for record in group)
-        accuracy = wilson_interval(n_correct, len(group))
-        tokens = sum(record.n_generated_tokens for record in group) / len(group)
-        yield (
-            f"{method:32} n={budget:<4} {accuracy.estimate:6.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]"
-            f"   {len(group)} answers, {tokens:.0f} tokens each"
-        )

@@ -63,6 +63,13 @@ def grade_all(pairs: Sequence[tuple[Problem, str]], pool: GradingPool) -> list[G
     ]
 
 
+def extracted_answer(problem: Problem, completion_text: str) -> str | None:
+    """The text that the problem's grader takes for the answer; None where it finds none. Equal texts vote together."""
+    if problem.grader.startswith(REASONING_GYM_PREFIX):
+        return final_answer(completion_text)
+    return _grader_of(problem).extract(completion_text)
+
+
 def _grader_of(problem: Problem) -> Grader:
     try:
         return grader_named(problem.grader)

@@ -21,6 +21,7 @@ from posttrain.data.tokenizer_card import tokenizer_card
 from posttrain.models.loading import device_named
 from posttrain.models.policy import load_policy
 from posttrain.pretrained import load_tokenizer
+from posttrain.provenance import weights_sha256
 from posttrain.rewards.grade import grade
 from posttrain.rollout.row_file import RowFile
 from posttrain.rollout.shards import Shard
@@ -104,7 +105,7 @@ def collect(config: CollectConfig) -> Path:
     template = named_template(config.template, tokenizer, instruction=config.instruction)
     problems = read_problems(config.problems, limit=config.limit, template=template)
     require_distinct_ids(problems)
-    run = {**_shown(config, but=_MAY_CHANGE), "model_sha256": _weights_sha256(Path(config.model))}
+    run = {**_shown(config, but=_MAY_CHANGE), "model_sha256": weights_sha256(Path(config.model))}
     n_of_all_shards, path = len(problems), config.output
     if config.shard is not None:
         shard = Shard.parse(config.shard)
@@ -202,15 +203,3 @@ def _shown(config: CollectConfig, but: frozenset[str] = frozenset()) -> dict[str
     """The config as JSON holds it."""
     values = {name: value for name, value in asdict(config).items() if name not in but}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-
-
-def _weights_sha256(folder: Path) -> str | None:
-    """Of all weights in a model folder, so that a policy trained anew under the same name is told apart."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        return None  # a Hub id; its name has to do
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()

@@ -17,14 +17,20 @@ class ScoredSample:
 
 
 def score_samples(
-    engine: SamplingEngine, scorer: ValueScorer, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int
+    engine: SamplingEngine,
+    scorer: ValueScorer,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    n: int,
+    *,
+    streams: Sequence[int] | None = None,
 ) -> list[list[ScoredSample]]:
-    """n whole answers per prompt in the order sampled, each with its value."""
+    """n whole answers per prompt in the order sampled, each with its value; `streams` as in SamplingEngine.sample."""
     if params.stop:
         raise ValueError(
             f"best-of-n samples whole answers, but sampling.stop is {params.stop}: use beam_search for steps"
         )
-    drawn = engine.sample(prompts, params, n)
+    drawn = engine.sample(prompts, params, n, streams=streams)
     values = iter(
         scorer.score(
             [

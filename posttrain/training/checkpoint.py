@@ -13,7 +13,6 @@ a folder atomically.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -22,6 +21,8 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from posttrain.provenance import file_sha256, write_json
 
 MANIFEST = "manifest.json"
 MARKER = "COMPLETE"
@@ -141,26 +142,6 @@ def remove_checkpoint(folder: Path) -> None:
     (folder / MARKER).unlink(missing_ok=True)
     flush(folder)
     shutil.rmtree(folder)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON, all of it or nothing; floats survive bit for bit.
-
-    Raises TypeError naming the file when `content` holds a type that JSON has not.
-    """
-    try:
-        text = json.dumps(content, indent=1)
-    except TypeError as error:
-        raise TypeError(f"{path.name}: {error}; state is stored as safetensors and JSON only") from error
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_text(text + "\n")
-    unfinished.replace(path)
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _marker_content(folder: Path) -> bytes:

@@ -22,9 +22,9 @@ from posttrain.data.tokenizer_card import require_same_tokens
 from posttrain.models.actor_critic import require_same_vocabulary
 from posttrain.models.policy import load_policy, load_reference
 from posttrain.pretrained import load_tokenizer
+from posttrain.provenance import hash_data, write_run_card
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
 from posttrain.training.metrics import MetricsFile
-from posttrain.training.provenance import hash_data, write_run_card
 from posttrain.training.reference_samples import read_reference_samples
 from posttrain.training.run_config import RunConfig
 from posttrain.training.trl_trainers import DpoTrainer

@@ -19,10 +19,10 @@ from posttrain.data.rows import parse_trajectory
 from posttrain.data.sources import RowsError, read_rows
 from posttrain.data.tokenizer_card import require_same_tokens
 from posttrain.pretrained import load_tokenizer
+from posttrain.provenance import write_run_card
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
 from posttrain.training.dpo import answer_start, load_policy_and_reference
 from posttrain.training.metrics import MetricsFile
-from posttrain.training.provenance import write_run_card
 from posttrain.training.run_config import RunConfig
 from posttrain.training.trl_trainers import KtoTrainer
 from posttrain.training.without_accelerator import choose_cpu

@@ -19,13 +19,13 @@ from posttrain.losses import Term, kl_from_reference, oreo_one_step, oreo_respon
 from posttrain.models.actor_critic import ActorCritic, token_values
 from posttrain.models.reference import ReferenceFrom
 from posttrain.pretrained import load_tokenizer
+from posttrain.provenance import write_run_card
 from posttrain.schema import EncodedTrajectory, TokenBatch, TokenValues
 from posttrain.training.kl_target import KlTarget
 from posttrain.training.metrics import MetricsFile
 from posttrain.training.optimizer import Network
 from posttrain.training.oreo_config import OreoConfig
 from posttrain.training.oreo_networks import load_networks
-from posttrain.training.provenance import write_run_card
 from posttrain.training.reference_cache import ReferenceCache
 from posttrain.training.reference_scoring import collate_with_cache, prepare_reference_cache
 from posttrain.training.trainer import ObjectiveTrainer

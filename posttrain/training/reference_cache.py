@@ -25,8 +25,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from posttrain.provenance import file_sha256, write_json
 from posttrain.schema import EncodedTrajectory
-from posttrain.training.checkpoint import file_sha256, flush, write_json
+from posttrain.training.checkpoint import flush
 
 MANIFEST = "manifest.json"
 HEAD = "head"

@@ -21,6 +21,7 @@ from transformers import Trainer
 from transformers.integrations.fsdp import get_fsdp_ckpt_kwargs
 from transformers.trainer import TRAINER_STATE_NAME
 
+from posttrain.provenance import write_json
 from posttrain.training.checkpoint import (
     begin_checkpoint,
     commit_checkpoint,
@@ -28,7 +29,6 @@ from posttrain.training.checkpoint import (
     rotate_checkpoints,
     staging_folder,
     verify_checkpoint,
-    write_json,
 )
 from posttrain.training.lost_process import naming_lost_processes
 from posttrain.training.training_state import (

@@ -20,9 +20,9 @@ from posttrain.data.rows import parse_completion, parse_trajectory
 from posttrain.data.sources import Rows, RowsError, read_rows
 from posttrain.models.policy import load_policy
 from posttrain.pretrained import load_tokenizer
+from posttrain.provenance import write_run_card
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
 from posttrain.training.metrics import MetricsFile
-from posttrain.training.provenance import write_run_card
 from posttrain.training.run_config import RunConfig
 from posttrain.training.trl_trainers import SftTrainer
 from posttrain.training.without_accelerator import choose_cpu

@@ -33,10 +33,10 @@ from posttrain.evaluation.credit import AnswerCredits, Networks, TokenCredit, an
 from posttrain.evaluation.statistics import wilson_interval
 from posttrain.models.policy import load_policy
 from posttrain.pretrained import load_tokenizer
+from posttrain.provenance import hash_data, write_run_card
 from posttrain.schema import Problem
 from posttrain.stages import Argument, Stage, Stages
 from posttrain.training.metrics import METRICS, read_metrics
-from posttrain.training.provenance import hash_data, write_run_card
 
 NEEDED = (
     "sft",
@@ -96,9 +96,9 @@ def search(config: InsightsConfig, stages: Stages) -> None:
         *("--problems", config.run / "test_problems.jsonl", "--limit", str(config.n_problems)),
         *("--output", config.output / "answers.jsonl", "--seed", str(config.seed)),
     )
-    stages.run(Stage("search", "eval", (*common, "--name", "dpo"), recipe="insights_search"))
+    stages.run(Stage("search", "eval run", (*common, "--name", "dpo"), recipe="insights_search"))
     likely = (*common, "--name", "dpo_likely")
-    stages.run(Stage("search_likely", "eval", likely, recipe="insights_search_likely"))
+    stages.run(Stage("search_likely", "eval run", likely, recipe="insights_search_likely"))
 
 
 def falling_rewards(config: InsightsConfig, stages: Stages) -> None:

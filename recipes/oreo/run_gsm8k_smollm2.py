@@ -20,8 +20,8 @@ from posttrain.data.problems import find_data, read_gsm8k_solutions
 from posttrain.data.sources import write_jsonl
 from posttrain.evaluation.report import ReportConfig, report
 from posttrain.models.smollm2 import convert_smollm2
+from posttrain.provenance import hash_data, write_run_card
 from posttrain.stages import Argument, Stage, Stages
-from posttrain.training.provenance import hash_data, write_run_card
 
 N_SOLUTIONS_PER_QUESTION = 4  # under --limit: imitation needs more rows than sampling does
 # What --limit changes besides the number of questions. So few rows want smaller batches; on a CPU, tokens are dear.
@@ -29,7 +29,12 @@ SMALL: dict[str, tuple[Argument, ...]] = {
     "sft": ("--num_train_epochs", "1", "--per_device_train_batch_size", "4"),
     "collect": ("--samples_per_problem", "4", "--max_new_tokens", "160"),
     "oreo": ("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"),
-    "eval": ("--max_new_tokens", "160", "--max_steps", "6"),  # of a model that rambles, later steps are the dear ones
+    "eval run": (
+        "--max_new_tokens",
+        "160",
+        "--max_steps",
+        "6",
+    ),  # of a model that rambles, later steps are the dear ones
 }
 
 
@@ -74,7 +79,7 @@ def run(config: RunConfig) -> None:
     test = ("--problems", split_source("test"), *n_questions, "--output", out / "answers.jsonl")
     beam = "beam:4x4" if config.limit is None else "beam:2x2"
     step("sft", "sft", "gsm8k_smollm2_sft", "--model", model, "--train_data", solutions, "--output_dir", sft)
-    step("eval_sft", "eval", "gsm8k_smollm2_eval", "--model", sft, "--name", "sft", *test)
+    step("eval_sft", "eval run", "gsm8k_smollm2_eval", "--model", sft, "--name", "sft", *test)
     step(
         "collect",
         "collect",
@@ -89,7 +94,7 @@ def run(config: RunConfig) -> None:
     )
     step("oreo", "oreo", "gsm8k_smollm2", "--model", sft, "--train_data", samples, "--output_dir", oreo)
     networks = ("--model", oreo / "policy", "--value_model", oreo / "value", "--name", "oreo")
-    step("eval_oreo", "eval", "gsm8k_smollm2_eval", *networks, "--decoding", "greedy", beam, *test)
+    step("eval_oreo", "eval run", "gsm8k_smollm2_eval", *networks, "--decoding", "greedy", beam, *test)
     report(ReportConfig(run=out, start_method="sft/greedy"))
 
 

@@ -40,7 +40,7 @@ def run(config: RunConfig) -> None:
         stages.run(Stage(name, verb, (*learn, "--output_dir", folder, *seed), recipe=f"oreo/table1/{name}"))
         policy = folder / "policy" if verb == "oreo" else folder
         asked = ("--model", policy, "--name", name, "--problems", config.run / "test_problems.jsonl", *seed)
-        stages.run(Stage(f"eval_{name}", "eval", (*asked, "--output", answers), recipe="quickstart/eval"))
+        stages.run(Stage(f"eval_{name}", "eval run", (*asked, "--output", answers), recipe="quickstart/eval"))
 
 
 if __name__ == "__main__":

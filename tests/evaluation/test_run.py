@@ -238,15 +238,27 @@ def test_only_the_first_solutions_are_written_when_fewer_are_asked_for(files, tm
     assert read_solutions(path) == read_solutions(files.solutions)[:2]
 
 
-def test_a_second_policy_is_added_to_the_file_and_the_same_name_again_is_refused(files, tmp_path):
+def test_a_second_policy_is_added_to_the_file_and_other_answers_under_its_name_are_refused(files, tmp_path):
     output = tmp_path / "answers.jsonl"
     evaluate(config_of(files, output, decoding=("greedy",), limit=2))
     evaluate(config_of(files, output, decoding=("greedy",), limit=2, name="other"))
     before = output.read_bytes()
     assert [r.method for r in read_records(output)] == ["tiny/greedy"] * 2 + ["other/greedy"] * 2
-    with pytest.raises(FileExistsError, match=r"answers\.jsonl has answers of 'other' already: name another output"):
-        evaluate(config_of(files, output, decoding=("greedy",), name="other"))
+    with pytest.raises(FileExistsError, match=r"answers\.jsonl has other answers by other/greedy: of another model"):
+        evaluate(config_of(files, output, decoding=("greedy",), name="other", max_new_tokens=MAX_NEW_TOKENS - 1))
     assert output.read_bytes() == before
+
+
+def test_an_evaluation_that_is_asked_again_adds_only_what_is_missing(files, records, tmp_path):
+    output = tmp_path / "answers.jsonl"
+    evaluate(config_of(files, output, decoding=("greedy",), limit=2))
+    first = output.read_bytes()
+    evaluate(config_of(files, output, decoding=("greedy", f"sample:{N_SAMPLES}")))
+    assert output.read_bytes().startswith(first)
+    assert group_records(read_records(output)) == {key: records[key] for key in records if key[0] != "tiny/beam"}
+    whole = output.read_bytes()
+    evaluate(config_of(files, output, decoding=("greedy", f"sample:{N_SAMPLES}"), batch_size=3))
+    assert output.read_bytes() == whole
 
 
 @pytest.mark.parametrize(

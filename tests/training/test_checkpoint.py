@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.provenance import write_json
 from posttrain.training.checkpoint import (
     DamagedCheckpointError,
     latest_complete_checkpoint,
@@ -17,7 +18,6 @@ from posttrain.training.checkpoint import (
     rotate_checkpoints,
     verify_checkpoint,
     write_checkpoint,
-    write_json,
 )
 
 CHANGES_DISK = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")

@@ -1,21 +1,23 @@
-"""run.json: what a run was started with, written before its first step."""
+"""run.json: what a run was started with, written before its first step; and how files are hashed and written."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import posttrain
-from posttrain.training.checkpoint import file_sha256, write_json
 
 RUN_CARD = "run.json"
 PACKAGES = (
@@ -75,6 +77,39 @@ def hash_data(*paths: str | Path) -> dict[str, str]:
     for path in map(Path, paths):
         files += [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return {str(file): file_sha256(file) for file in files}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON, all of it or nothing; floats survive bit for bit.
+
+    Raises TypeError naming the file when `content` holds a type that JSON has not.
+    """
+    try:
+        text = json.dumps(content, indent=1)
+    except TypeError as error:
+        raise TypeError(f"{path.name}: {error}; state is stored as safetensors and JSON only") from error
+    unfinished = path.with_name(f".{path.name}.partial")
+    unfinished.write_text(text + "\n")
+    unfinished.replace(path)
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def weights_sha256(folder: Path) -> str | None:
+    """Of all weights in a model folder, so that a policy trained anew under the same name is told apart."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return None  # a Hub id; its name has to do
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def package_versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 import posttrain
-from posttrain.training.provenance import command_line, git_state, hash_data, write_run_card
+from posttrain.provenance import command_line, git_state, hash_data, write_run_card
 
 
 def test_card_holds_config_seeds_versions_and_command_when_written(tmp_path: Path) -> None:

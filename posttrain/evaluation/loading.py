@@ -1,0 +1,99 @@
+"""The networks, the engine and the graders of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from posttrain.data.encode import encode_prompt
+from posttrain.data.tokenizer_card import require_same_tokens
+from posttrain.evaluation.answering import Answering
+from posttrain.evaluation.decoding import LogRatioBeam
+from posttrain.evaluation.eval_config import EvalConfig, decodings_of
+from posttrain.evaluation.protocols import Protocol, protocol_named, protocol_of_template
+from posttrain.evaluation.tasks import task_source
+from posttrain.models.actor_critic import require_same_vocabulary
+from posttrain.models.loading import device_named
+from posttrain.models.policy import load_policy
+from posttrain.models.value import load_value_model
+from posttrain.pretrained import load_tokenizer
+from posttrain.rewards.pool import GradingPool
+from posttrain.rollout.transformers_engine import TransformersEngine
+from posttrain.rollout.vllm_engine import VllmEngine
+from posttrain.sampling import SamplingEngine
+from posttrain.schema import Problem
+from posttrain.search.scorer import ReencodingScorer, ValueScorer
+from posttrain.search.token_scores import LogRatioScorer
+
+MAX_NEW_TOKENS = 512  # where neither the config nor a protocol says
+
+
+def protocol_of(config: EvalConfig, tokenizer: PreTrainedTokenizerBase) -> Protocol:
+    """The protocol that the config names, else its template, else its task's protocol, else the plain template."""
+    _, of_task = task_source(config.problems)
+    if config.protocol is None and (config.template is not None or of_task is None):
+        budget = MAX_NEW_TOKENS if config.max_new_tokens is None else config.max_new_tokens
+        return protocol_of_template(
+            config.template or "plain", config.instruction, max_new_tokens=budget, tokenizer=tokenizer
+        )
+    protocol = protocol_named(config.protocol or of_task or "")
+    if config.instruction:
+        raise ValueError(f"instruction is set, but protocol {protocol.name} has its own: use template chat instead")
+    if protocol.stop and config.value_model is not None:
+        raise ValueError(
+            f"protocol {protocol.name} ends answers at {list(protocol.stop)}, where no value model has learned to "
+            "read V: choose one whose answers end with EOS"
+        )
+    return protocol
+
+
+@contextmanager
+def load_answering(config: EvalConfig, problems: Sequence[Problem]) -> Iterator[Answering]:
+    """Load what the config names; on leaving, the grading processes end."""
+    tokenizer = load_tokenizer(config.model)
+    protocol = protocol_of(config, tokenizer)
+    budget = protocol.max_new_tokens if config.max_new_tokens is None else config.max_new_tokens
+    engine = _engine(config, tokenizer, problems, budget)
+    value_model, scorer = _value(config, tokenizer, engine)
+    log_ratio = _log_ratio(config, tokenizer, engine)
+    with GradingPool(n_workers=config.n_graders) as pool:
+        yield Answering(engine, value_model, scorer, log_ratio, tokenizer, protocol, pool, config, budget)
+
+
+def _engine(
+    config: EvalConfig, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], max_new_tokens: int
+) -> SamplingEngine:
+    if config.engine == "vllm":
+        longest = max(len(encode_prompt(problem.prompt, tokenizer)) for problem in problems) + max_new_tokens
+        n_positions = AutoConfig.from_pretrained(config.model).max_position_embeddings
+        return VllmEngine(config.model, dtype=config.dtype, max_model_len=min(longest, n_positions))
+    policy = load_policy(config.model, dtype=getattr(torch, config.dtype))
+    return TransformersEngine(policy, tokenizer, batch_size=config.batch_size, device=device_named(config.device))
+
+
+def _value(
+    config: EvalConfig, tokenizer: PreTrainedTokenizerBase, engine: SamplingEngine
+) -> tuple[PreTrainedModel | None, ValueScorer | None]:
+    if config.value_model is None:
+        return None, None
+    require_same_tokens(tokenizer, config.value_model, "value model")
+    value_model = load_value_model(config.value_model, dtype=getattr(torch, config.dtype))
+    if isinstance(engine, TransformersEngine):
+        require_same_vocabulary(engine.model, value_model, "value model", "both read the same token ids")
+    value_model.to(device_named(config.device))  # pyright: ignore[reportArgumentType] - transformers hides that `to` is a method
+    return value_model, ReencodingScorer(value_model, batch_size=config.batch_size)
+
+
+def _log_ratio(
+    config: EvalConfig, tokenizer: PreTrainedTokenizerBase, engine: SamplingEngine
+) -> LogRatioScorer | None:
+    if config.reference is None or not any(isinstance(d, LogRatioBeam) for d in decodings_of(config)):
+        return None
+    assert isinstance(engine, TransformersEngine)  # checked when the config was read
+    require_same_tokens(tokenizer, config.reference, "reference")
+    reference = load_policy(config.reference, dtype=getattr(torch, config.dtype))
+    reference.to(device_named(config.device))  # pyright: ignore[reportArgumentType] - as above
+    return LogRatioScorer(engine.model, reference, min_probability=config.min_probability)

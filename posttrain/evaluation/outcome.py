@@ -1,0 +1,76 @@
+"""What an evaluation says at its end: accuracies with intervals, groups of problems, and where graders disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from posttrain.evaluation.records import SAMPLE, group_records, split_method
+from posttrain.evaluation.statistics import wilson_interval
+from posttrain.evaluation.tables import Table
+from posttrain.provenance import write_json
+from posttrain.schema import AnswerRecord, Grade
+
+OUTCOME = "outcome.json"
+N_DISAGREEMENTS_SHOWN = 3
+
+
+def summary(records: Sequence[AnswerRecord]) -> Iterator[str]:
+    """One line per method and budget: accuracy with its 95 % Wilson interval, and tokens per problem."""
+    for (method, budget), group in group_records(records).items():
+        tokens = sum(record.n_generated_tokens for record in group) / len(group)
+        unread = {grade: sum(record.grade is grade for record in group) for grade in (Grade.UNPARSED, Grade.TIMEOUT)}
+        told = "".join(f", {n} {grade.value}" for grade, n in unread.items() if n)
+        yield f"{method:32} n={budget:<4} {_accuracy(group)}   {len(group)} answers, {tokens:.0f} tokens each{told}"
+
+
+def disagreements(records: Sequence[AnswerRecord]) -> Iterator[str]:
+    """How the graders of a protocol differ: each one's accuracy, how often two differ, and the first such answers."""
+    names = [name for name, _ in records[0].grades] if records else []
+    if len(names) < 2:
+        return
+    shares = [sum(dict(r.grades)[name] is Grade.CORRECT for r in records) / len(records) for name in names]
+    yield "  by grader: " + ", ".join(f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True))
+    split = [r for r in records if len({grade is Grade.CORRECT for _, grade in r.grades}) > 1]
+    yield f"  they disagree on {len(split)} of {len(records)} answers" + (", the first:" if split else "")
+    for record in split[:N_DISAGREEMENTS_SHOWN]:
+        said = ", ".join(f"{name} {grade.value}" for name, grade in record.grades)
+        yield f"    {record.task_id} ({record.method}): {said}: ...{record.text[-60:]!r}"
+
+
+def tag_tables(records: Iterable[AnswerRecord]) -> dict[str, Table]:
+    """By tag, such as level or subject: accuracy of each method on the problems of each value of it."""
+    answers = [record for record in records if split_method(record.method)[1] != SAMPLE]
+    names = sorted({name for record in answers for name, _ in record.tags})
+    groups = group_records(answers)
+    tables = {}
+    for name in names:
+        values = sorted({dict(record.tags)[name] for record in answers if name in dict(record.tags)})
+        rows = []
+        for value in values:
+            own = [[r for r in group if dict(r.tags).get(name) == value] for group in groups.values()]
+            rows.append((value, str(max(map(len, own))), *(_accuracy(group) if group else "–" for group in own)))
+        header = (name, "problems", *(f"{method}, n = {budget}" for method, budget in groups))
+        tables[name] = Table(header, tuple(rows))
+    return tables
+
+
+def write_outcome(card: Path, records: Iterable[AnswerRecord], *, decodings: Sequence[str]) -> None:
+    """outcome.json and tables by tag beside the run card."""
+    kept = list(records)
+    methods = {
+        f"{method}, n = {budget}": {
+            "n_answers": len(group),
+            "n_tokens": sum(record.n_generated_tokens for record in group),
+            **{grade.value: sum(record.grade is grade for record in group) for grade in Grade},
+        }
+        for (method, budget), group in group_records(kept).items()
+    }
+    write_json(card / OUTCOME, {"decodings": list(decodings), "methods": methods})
+    for name, table in tag_tables(kept).items():
+        (card / f"by_{name}.md").write_text(table.to_markdown(), encoding="utf-8")
+
+
+def _accuracy(group: Sequence[AnswerRecord]) -> str:
+    at = wilson_interval(sum(record.grade is Grade.CORRECT for record in group), len(group))
+    return f"{at.estimate:6.1%} [{at.low:.1%}, {at.high:.1%}]"
