@@ -7,10 +7,13 @@ import pytest
 
 from benchmarks.dpo_step import run as dpo_run
 from benchmarks.logprob_core import run as logprob_run
+from benchmarks.oreo_step import run as oreo_run
 from benchmarks.packing import run as packing_run
 
+RUNS = {"dpo_step": dpo_run, "logprob_core": logprob_run, "oreo_step": oreo_run, "packing": packing_run}
 
-@pytest.mark.parametrize("run", [dpo_run, logprob_run, packing_run], ids=["dpo_step", "logprob_core", "packing"])
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_table_in_the_readme_is_made_of_the_recorded_result(run):
     folder = Path(run.__file__).parent
     result = json.loads((folder / "results/cpu.json").read_text())
