@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.dpo_step.steps import Case, Step, our_step, trl_step
-from benchmarks.measure import Comparison, beside, compare, tabulate, with_its_networks
+from benchmarks.dpo_step.steps import Case, our_step, trl_step
+from benchmarks.measure import Comparison, Step, beside, compare, tabulate, with_its_networks
 
 CASES = [Case(n, 128, 2, 2, is_bf16) for n, is_bf16 in ((49_152, False), (151_936, False), (49_152, True))]
 PEERS = {"ours, live": "trl, defaults", "ours, cached": "trl, best"}  # with the same handling of the reference

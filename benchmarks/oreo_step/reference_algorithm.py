@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from benchmarks.measure import Step
 from benchmarks.packing.steps import (
     ADAMW,
     ALPHA,
@@ -27,7 +28,6 @@ from benchmarks.packing.steps import (
     LEARNING_RATE,
     MAX_GRAD_NORM,
     Case,
-    Step,
     make_batch,
     make_networks,
 )

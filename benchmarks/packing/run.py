@@ -16,11 +16,11 @@ from benchmarks.measure import Comparison, Step, beside, compare, tabulate, with
 from benchmarks.packing.lengths import padding_factor, typical_batch
 from benchmarks.packing.steps import Case, oreo_step
 
-# 6 layers of width 192 are to 3,277 tokens what SmolLM2-135M is to its head; then SmolLM2's vocabulary, and Qwen2.5's.
+# 6 layers of width 192 are to 3,277 tokens what SmolLM2-135M's body is to its head.
 CASES = [Case(n_vocabulary, width=192, n_layers=6, n_rows=16) for n_vocabulary in (3_277, 49_152, 151_936)]
 STEPS = {"padded": False, "packed": True}  # is_packed
 HEADINGS = ["V", "rows", "positions / tokens", "step", "CPU s", "tokens/s", "tokens/s / padded"]
-HEADINGS += ["peak MiB", "peak / padded", "loss", "loss - padded", "policy gradient norm", "value gradient norm"]
+HEADINGS += ["peak MiB", "peak / padded", "loss", "loss difference", "policy gradient norm", "value gradient norm"]
 
 
 def main() -> None:

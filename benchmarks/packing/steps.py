@@ -6,12 +6,12 @@ Both start from the same weights and see the same batch, so losses and gradient 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from benchmarks.measure import Step
 from benchmarks.packing.lengths import typical_batch
 from posttrain.data.collate import StateLevel, collate
 from posttrain.losses import oreo_token, total
@@ -35,8 +35,6 @@ MAX_GRAD_NORM = 1.0
 NETWORKS = tuple(Network(name, LEARNING_RATE, MAX_GRAD_NORM) for name in ("policy", "value"))
 ADAMW = AdamWSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
 CHUNK = 1024
-
-Step = Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
