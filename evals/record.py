@@ -22,7 +22,7 @@ from posttrain.evaluation.records import (
     write_packed_records,
 )
 from posttrain.evaluation.run_folder import seed_folders
-from posttrain.evaluation.tables import Table, summary_table
+from posttrain.evaluation.tables import Table, replace_between, summary_table
 from posttrain.schema import AnswerRecord, Grade
 
 MethodRecords = Mapping[tuple[str, int], Sequence[AnswerRecord]]  # (method, budget) -> its answers
@@ -103,10 +103,7 @@ def seed_table(by_seed: Sequence[MethodRecords]) -> str:
 
 def readme_with(readme: str, text: str) -> str:
     """`text` of a README with what stands between its marks made anew."""
-    begin, end = MARKS[readme]
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    return f"{before}{begin}\n{tables(readme)}\n{end}{after}"
+    return replace_between(text, *MARKS[readme], tables(readme))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from posttrain.evaluation.records import load_run_records
 from posttrain.evaluation.run_folder import seed_folders
 from posttrain.evaluation.statistics import seed_interval, wilson_interval
-from posttrain.evaluation.tables import Table, summary_table
+from posttrain.evaluation.tables import Table, replace_between, summary_table
 from posttrain.training.metrics import METRICS, read_metrics
 
 HERE = Path(__file__).resolve().parent
@@ -84,13 +84,6 @@ def credit_table(folders: Sequence[Path]) -> Table:
     return Table(header, tuple(rows))
 
 
-def readme_with(tables: str, text: str) -> str:
-    """`text` with what stands between the marks replaced by `tables`."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{tables}\n{END}{after}"
-
-
 def _seeds(folders: Sequence[Path]) -> tuple[str, ...]:
     return tuple(f"seed {n}" for n in range(len(folders)))
 
@@ -114,7 +107,8 @@ def main() -> None:
     runs = parser.parse_args().runs
     for seed, run in enumerate(runs):
         record_run(run, STUDY / f"seed-{seed}")
-    README.write_text(readme_with(insights_tables(STUDY), README.read_text(encoding="utf-8")), encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
+    README.write_text(replace_between(text, BEGIN, END, insights_tables(STUDY)), encoding="utf-8")
 
 
 if __name__ == "__main__":

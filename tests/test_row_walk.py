@@ -23,8 +23,9 @@ from posttrain.models.actor_critic import token_values
 from posttrain.models.policy import load_policy
 from posttrain.models.value import load_value_model
 from posttrain.schema import Grade, TokenBatch
-from posttrain.training.oreo import load_networks, train_oreo
+from posttrain.training.oreo import train_oreo
 from posttrain.training.oreo_config import OreoConfig
+from posttrain.training.oreo_networks import load_networks
 from tests.evaluation.tiny_policy import word_tokenizer, write_policy, write_problems, write_value_model
 
 TASK = "sum/2"  # 2 +1 +1 of tiny_policy.STARTS; the remainder of 4 is 0

@@ -137,6 +137,7 @@ def solve_two_turns(problem: TwoTurns, *, beta: float = BETA) -> Solution:
 def read_tables(paths: Paths, logp: Tensor, ref_logp: Tensor, value: Tensor) -> TokenValues:
     """What networks would say about the paths, if the tables were networks; `logp` [S, A] is normalised."""
     kl = (logp.exp() * (logp - ref_logp)).sum(-1)
+    kl_forward = (ref_logp.exp() * (ref_logp - logp)).sum(-1)
     entropy = -(logp.exp() * logp).sum(-1).detach()
     return TokenValues(
         logp=logp[paths.state, paths.action],
@@ -147,6 +148,7 @@ def read_tables(paths: Paths, logp: Tensor, ref_logp: Tensor, value: Tensor) -> 
         reward=paths.reward,
         is_action=paths.is_action,
         is_state=paths.is_action,
+        kl_forward=kl_forward[paths.state],
     )
 
 
@@ -175,8 +177,9 @@ def rows_of(v: TokenValues) -> Rows:
 
 
 def weighted_total(terms: tuple[Term, ...], weight: Tensor) -> Tensor:
-    """The loss when row n makes up the share weight[n] of the data."""
-    return total([replace(term, value=weight[:, None] * term.value) for term in terms if term.coef], {"sequence": 1})
+    """The loss when row n makes up the share weight[n] of the data; its tokens are then as many."""
+    weighted = [replace(term, value=weight[:, None] * term.value) for term in terms if term.coef]
+    return total(weighted, {"sequence": 1, "token": 1})
 
 
 def fit(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, value: Tensor, *, n_steps: int = 1600) -> None:

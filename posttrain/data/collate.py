@@ -18,6 +18,7 @@ class StateLevel(StrEnum):
     TOKEN = "token"  # before each action token
     STEP = "step"  # before the first action token of each step
     RESPONSE = "response"  # before each action token, for a value; an objective takes the first for the policy
+    ONE_STEP = "one_step"  # before each action token; an objective compares each state with the next one
 
 
 class EncodedDataset(Dataset[EncodedTrajectory]):

@@ -46,6 +46,18 @@ class Table:
         )
 
 
+def replace_between(text: str, begin: str, end: str, content: str) -> str:
+    """`text`, a README, with what stands between two of its lines replaced by `content`.
+
+    Raises ValueError when a mark is missing: its tables would go stale without a word.
+    """
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"no {begin!r} with {end!r} behind it, between which the tables belong")
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
 def markdown_table(records: Iterable[AnswerRecord], *, start_method: str = START_METHOD) -> str:
     """The summary table of these records as Markdown, for a README."""
     return summary_table(group_records(records), start_method=start_method).to_markdown()

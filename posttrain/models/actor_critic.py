@@ -12,12 +12,13 @@ from transformers import PreTrainedModel
 from posttrain.models.logprobs import score_chosen, score_tokens
 from posttrain.models.packing import HiddenStates, padded_hidden
 from posttrain.models.reference import ReferenceFrom, adapters_off, require_adapters
+from posttrain.models.roles import HeadOnTrunk
 from posttrain.models.value import values_at_every_position
 from posttrain.schema import PathScores, TokenBatch, TokenValues
 
 
 class ActorCritic(nn.Module):
-    """A trained policy, a trained value model and a reference: a frozen network by default (the paper's form).
+    """A trained policy, a trained value model and a reference; by default three networks apart, the paper's form.
 
     Everything runs inside `forward`, because DDP, DeepSpeed and FSDP2 hook a module's forward and nothing else.
     It returns a dict of tensors, the one container that all of those engines look into.
@@ -26,7 +27,7 @@ class ActorCritic(nn.Module):
     def __init__(
         self,
         policy: PreTrainedModel,
-        value: PreTrainedModel,
+        value: PreTrainedModel | HeadOnTrunk,
         reference: PreTrainedModel | nn.Linear | None,
         *,
         chunk_size: int,
@@ -39,7 +40,8 @@ class ActorCritic(nn.Module):
         With `has_kl_forward` the exact KL(reference || policy) is computed too, for `kl_from_reference`.
         """
         super().__init__()
-        require_same_vocabulary(policy, value, "value model", "both read the same token ids")
+        if isinstance(value, PreTrainedModel):
+            require_same_vocabulary(policy, value, "value model", "both read the same token ids")
         _check_reference(policy, reference, reference_from)
         self.policy = policy
         self.value = value
@@ -50,7 +52,8 @@ class ActorCritic(nn.Module):
         self.has_kl_forward = has_kl_forward
         self.config = policy.config  # engines and Trainer look for it here
         # FSDP2 shards these layers one by one; without the names it would gather all three networks at once.
-        self._no_split_modules = sorted({*(policy._no_split_modules or ()), *(value._no_split_modules or ())})
+        trained = [network for network in (policy, value) if isinstance(network, PreTrainedModel)]
+        self._no_split_modules = sorted({name for network in trained for name in network._no_split_modules or ()})
 
     def train(self, mode: bool = True) -> ActorCritic:
         super().train(mode)
@@ -64,7 +67,8 @@ class ActorCritic(nn.Module):
         Trainer calls this; which settings it passes differs between versions of transformers, so all of them go on.
         """
         self.policy.gradient_checkpointing_enable(**settings)
-        self.value.gradient_checkpointing_enable(**settings)
+        if isinstance(self.value, PreTrainedModel):
+            self.value.gradient_checkpointing_enable(**settings)
 
     def forward(
         self, input_ids: Tensor, is_token: Tensor, is_action: Tensor, ref_hidden: Tensor | None = None
@@ -79,15 +83,19 @@ class ActorCritic(nn.Module):
         def states(network: PreTrainedModel) -> Tensor:
             return self.hidden_states(network, input_ids, is_token)[:, :-1][is_action]
 
-        scored = self._scores(states, input_ids[:, 1:][is_action], ref_hidden)
-        value = values_at_every_position(self.value, input_ids, is_token, hidden_states=self.hidden_states)[:, :-1]
-        return {**{name: _scatter(score, is_action) for name, score in scored.items()}, "value": value}
+        hidden = self.hidden_states(self.policy, input_ids, is_token)
+        scored = self._scores(hidden[:, :-1][is_action], states, input_ids[:, 1:][is_action], ref_hidden)
+        if isinstance(self.value, HeadOnTrunk):
+            value = self.value(hidden)
+        else:
+            value = values_at_every_position(self.value, input_ids, is_token, hidden_states=self.hidden_states)
+        return {**{name: _scatter(score, is_action) for name, score in scored.items()}, "value": value[:, :-1]}
 
     def _scores(
-        self, states: Callable[[PreTrainedModel], Tensor], chosen: Tensor, ref_hidden: Tensor | None
+        self, hidden: Tensor, states: Callable[[PreTrainedModel], Tensor], chosen: Tensor, ref_hidden: Tensor | None
     ) -> dict[str, Tensor]:
-        """[N] each; `states` runs a network and gives its final hidden states [N, D] before the chosen tokens."""
-        hidden, head = states(self.policy), self.policy.get_output_embeddings()
+        """[N] each, from the policy's final hidden states [N, D] before the chosen tokens; `states` runs a network."""
+        head = self.policy.get_output_embeddings()
         if self.reference_from is ReferenceFrom.CACHED_LOG_PROBS:
             alone = score_chosen(hidden, head, chosen, chunk_size=self.chunk_size)
             return {"logp": alone.logp, "entropy": alone.entropy}

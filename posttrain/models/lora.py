@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 ADAPTER = "default"  # peft's name for the first adapter of a model
+CONSTANTS = ".base_layer.weight."  # what bitsandbytes keeps beside a weight in 4 bits
 A, B = (f".lora_{side}.{ADAPTER}.weight" for side in "AB")
 
 
@@ -62,14 +63,26 @@ def has_lora(model: PreTrainedModel) -> bool:
 def merge_lora(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`weights`, a gathered state dict of `model`, under the names of the plain model and with W + alpha / rank · B A.
 
-    Nothing in `model` changes. The sum is taken in the wider of the two dtypes and rounded to that of W.
+    Nothing in `model` changes. The sum is taken in the wider of the two dtypes and rounded to that of W; a W in 4 bits
+    is first brought to the dtype that its products are computed in.
     """
-    plain = {name.replace(".base_layer.", "."): tensor for name, tensor in weights.items() if ".lora_" not in name}
+    kept = {name: tensor for name, tensor in weights.items() if ".lora_" not in name and CONSTANTS not in name}
+    plain = {name.replace(".base_layer.", "."): tensor for name, tensor in kept.items()}
     for adapted in [name.removesuffix(A) for name in weights if name.endswith(A)]:
         layer: Any = model.get_submodule(adapted)  # peft's, which knows its scale and the layout of its weight
         delta = layer.scaling[ADAPTER] * (weights[adapted + B] @ weights[adapted + A])
         if layer.fan_in_fan_out:  # GPT-2's
             delta = delta.T
-        frozen = weights[f"{adapted}.base_layer.weight"]
+        frozen = _frozen_weight(layer, weights[f"{adapted}.base_layer.weight"])
         plain[f"{adapted}.weight"] = (frozen + delta).to(frozen.dtype)
     return plain
+
+
+def _frozen_weight(layer: Any, weight: Tensor) -> Tensor:
+    """The weight under the adapters of `layer`, as ordinary numbers."""
+    quantized = layer.base_layer.weight
+    if not hasattr(quantized, "quant_state"):
+        return weight
+    from peft.utils.integrations import dequantize_bnb_weight  # an optional dependency, as is bitsandbytes
+
+    return dequantize_bnb_weight(quantized, state=quantized.quant_state)

@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from posttrain.models.loading import VALUE_HEAD, own_memory, require_finite, switch_dropout_off
 from posttrain.pretrained import require_model_path
@@ -20,8 +20,12 @@ LOGIT_TRANSFORMS = {
 }
 
 
-def load_policy(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
+def load_policy(
+    path: str | Path, *, dtype: torch.dtype, quantization: BitsAndBytesConfig | None = None
+) -> PreTrainedModel:
     """Load a causal LM from a folder or Hub id in `dtype`, dropout off: π must equal π_ref at step 0.
+
+    With a `quantization` (see `four_bits`) the linear layers of its body are quantised and cannot be trained.
 
     Raises FileNotFoundError without a folder. Raises ValueError when the files hold a value model or lack weights, or
     when the architecture transforms the logits after its output head, which the chunked log-probabilities would leave
@@ -29,7 +33,7 @@ def load_policy(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
     """
     require_model_path(path)
     model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues] - a pair, by the flag
-        path, dtype=dtype, output_loading_info=True
+        path, dtype=dtype, quantization_config=quantization, output_loading_info=True
     )
     if VALUE_HEAD in info["unexpected_keys"]:
         raise ValueError(f"{path} holds `{VALUE_HEAD}`: this is a value model, needed a policy (a causal LM)")

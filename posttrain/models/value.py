@@ -12,7 +12,13 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils.hub import cached_file
 
 from posttrain.models.loading import VALUE_HEAD, no_load_report, own_memory, require_finite, switch_dropout_off
@@ -36,22 +42,25 @@ class ValueHead(nn.Linear):
             return F.linear(hidden.to(dtype), self.weight.to(dtype))
 
 
-def value_model_from_policy(policy_path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
+def value_model_from_policy(
+    policy_path: str | Path, *, dtype: torch.dtype, quantization: BitsAndBytesConfig | None = None
+) -> PreTrainedModel:
     """A copy of the policy's trunk under a zero head, so V = 0 at step 0 (paper: full separate copy, no LM head).
+
+    With a `quantization` (see `four_bits`) the linear layers of the trunk are quantised and cannot be trained.
 
     Raises ValueError when any weight of the trunk is missing from the files.
     """
     require_model_path(policy_path)
-    config = AutoConfig.from_pretrained(policy_path, num_labels=1)
-    config.problem_type = "regression"
+    config = as_value_config(AutoConfig.from_pretrained(policy_path))
     with no_load_report():  # it would warn that the head is missing, which is what was asked for
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            policy_path, config=config, dtype=dtype, output_loading_info=True
+            policy_path, config=config, dtype=dtype, quantization_config=quantization, output_loading_info=True
         )
     missing = sorted(set(info["missing_keys"]) - {VALUE_HEAD})
     if missing:
         raise ValueError(f"{policy_path} lacks {missing}: the value model would start from a random trunk")
-    _require_score_layer(model)
+    require_score_layer(model)
     # A fresh tensor, not zeros_ on the loaded one: under ZeRO-3 the loaded one is an empty shard.
     model.score = ValueHead(torch.zeros(1, config.get_text_config().hidden_size, dtype=dtype))
     require_finite(model, policy_path)
@@ -79,7 +88,7 @@ def load_value_model(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel
         raise ValueError(f"{path} lacks {missing}, which would start from random numbers: is the folder whole?")
     if n_labels != 1:
         raise ValueError(f"{path} has num_labels={n_labels}, a value model has 1: is this a classifier?")
-    _require_score_layer(model)
+    require_score_layer(model)
     weight = _stored_head(path)
     if not torch.isfinite(weight).all():
         raise ValueError(f"{path}: {VALUE_HEAD} holds NaN or Inf; the run that wrote it had diverged")
@@ -97,7 +106,15 @@ def values_at_every_position(
     return model.score(hidden_states(model, input_ids, is_token)).squeeze(-1)
 
 
-def _require_score_layer(model: PreTrainedModel) -> None:
+def as_value_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of a policy, changed in place to that of a value model: one label, a regression."""
+    config.num_labels = 1
+    config.problem_type = "regression"
+    return config
+
+
+def require_score_layer(model: PreTrainedModel) -> None:
+    """Raises ValueError for a classifier whose head is not one matrix on the last hidden state."""
     head = model._modules.get("score")
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise ValueError(

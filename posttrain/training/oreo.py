@@ -7,34 +7,36 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.audit import Audit, prepare
 from posttrain.data.collate import EncodedDataset, StateLevel, collate
 from posttrain.data.rows import parse_trajectory
 from posttrain.data.sources import read_rows
 from posttrain.data.tokenizer_card import require_same_tokens
-from posttrain.losses import Term, kl_from_reference, oreo_response, oreo_step, oreo_token
+from posttrain.losses import Term, kl_from_reference, oreo_one_step, oreo_response, oreo_step, oreo_token
 from posttrain.models.actor_critic import ActorCritic, token_values
-from posttrain.models.lora import add_lora, add_lora_to_policy
-from posttrain.models.packing import packed_hidden, padded_hidden, use_packed_attention
-from posttrain.models.policy import load_policy
 from posttrain.models.reference import ReferenceFrom
-from posttrain.models.value import load_value_model, value_model_from_policy
 from posttrain.pretrained import load_tokenizer
 from posttrain.schema import EncodedTrajectory, TokenBatch, TokenValues
+from posttrain.training.kl_target import KlTarget
 from posttrain.training.metrics import MetricsFile
 from posttrain.training.optimizer import Network
 from posttrain.training.oreo_config import OreoConfig
+from posttrain.training.oreo_networks import load_networks
 from posttrain.training.provenance import write_run_card
 from posttrain.training.reference_cache import ReferenceCache
 from posttrain.training.reference_scoring import collate_with_cache, prepare_reference_cache
 from posttrain.training.trainer import ObjectiveTrainer
 
 CACHED_COLUMNS = {ReferenceFrom.CACHED_LOG_PROBS: "ref_logp", ReferenceFrom.CACHED_HIDDEN: "ref_hidden"}
-OBJECTIVES = {StateLevel.TOKEN: oreo_token, StateLevel.STEP: oreo_step, StateLevel.RESPONSE: oreo_response}
+OBJECTIVES = {
+    StateLevel.TOKEN: oreo_token,
+    StateLevel.STEP: oreo_step,
+    StateLevel.RESPONSE: oreo_response,
+    StateLevel.ONE_STEP: oreo_one_step,
+}
 
 
 def train_oreo(config: OreoConfig) -> Path:
@@ -81,44 +83,6 @@ def read_trajectories(
     return encoded, audits
 
 
-def load_networks(config: OreoConfig, cache: ReferenceCache | None = None) -> ActorCritic:
-    """Policy, value model and reference, each from its own folder or Hub id, in the dtype of the config.
-
-    What of the reference is loaded is for `reference_from` to say; cached hidden states come with their head.
-    Raises ValueError for networks that `padding_free` cannot pack.
-    """
-    dtype = getattr(torch, config.dtype)
-    if config.value_model is None:
-        value = value_model_from_policy(config.model, dtype=dtype)
-    else:
-        value = load_value_model(config.value_model, dtype=dtype)
-    if config.value_lora_rank > 0:
-        alpha = config.value_lora_rank if config.value_lora_alpha is None else config.value_lora_alpha
-        add_lora(value, rank=config.value_lora_rank, alpha=alpha, seed=config.seed)
-    policy = load_policy(config.model, dtype=dtype)
-    if config.policy_lora_rank > 0:
-        alpha = config.policy_lora_rank if config.policy_lora_alpha is None else config.policy_lora_alpha
-        add_lora_to_policy(policy, rank=config.policy_lora_rank, alpha=alpha, seed=config.seed)
-    reference = None
-    if config.reference_from is ReferenceFrom.LIVE:
-        reference = load_policy(config.reference or config.model, dtype=dtype)
-    elif config.reference_from is ReferenceFrom.CACHED_HIDDEN and cache is not None:
-        reference = cache.read_head()
-    if config.padding_free:
-        for network in (policy, value, reference):
-            if isinstance(network, PreTrainedModel):
-                use_packed_attention(network)
-    return ActorCritic(
-        policy=policy,
-        value=value,
-        reference=reference,
-        chunk_size=config.log_prob_chunk_size,
-        reference_from=config.reference_from,
-        has_kl_forward=config.alpha_forward > 0,
-        hidden_states=packed_hidden if config.padding_free else padded_hidden,
-    )
-
-
 def build_trainer(
     config: OreoConfig,
     model: ActorCritic,
@@ -136,11 +100,12 @@ def build_trainer(
     if cache is not None:
         column = CACHED_COLUMNS[config.reference_from]
         collator = partial(collate_with_cache, collate_rows=collator, cache=cache, column=column)
+    kl_target = _kl_target(config)
     return ObjectiveTrainer(
         model,
         config,
         forward=forward,
-        objective=partial(objective, config=config),
+        objective=partial(objective, config=config, kl_target=kl_target),
         count_units=count_sequences,
         networks=(
             Network("policy", config.policy_learning_rate, config.policy_max_grad_norm, start_step=policy_start),
@@ -149,13 +114,34 @@ def build_trainer(
         train_dataset=EncodedDataset(rows),
         data_collator=collator,
         processing_class=tokenizer,
+        kl_targets=None if kl_target is None else {"kl_ref": kl_target},
     )
 
 
-def objective(values: TokenValues, *, config: OreoConfig) -> tuple[Term, ...]:
-    """OREO at the config's level and, where it has a weight, the exact KL(reference || policy)."""
-    terms = OBJECTIVES[config.level](values, beta=config.beta, alpha=config.alpha)
-    return terms if config.alpha_forward == 0.0 else (*terms, *kl_from_reference(values, alpha=config.alpha_forward))
+def objective(values: TokenValues, *, config: OreoConfig, kl_target: KlTarget | None = None) -> tuple[Term, ...]:
+    """OREO at the config's level and, where it has a weight, the exact KL(reference || policy).
+
+    With `kl_target` its coefficient stands in for alpha and is logged.
+    """
+    alpha = config.alpha if kl_target is None else kl_target.coefficient
+    terms = OBJECTIVES[config.level](values, beta=config.beta, alpha=alpha)
+    if config.alpha_forward > 0:
+        terms = (*terms, *kl_from_reference(values, alpha=config.alpha_forward))
+    if kl_target is not None:
+        per_row = values.reward.new_full((len(values.reward),), alpha)
+        terms = (*terms, Term("kl_coefficient", per_row, "sequence", coef=0.0))
+    return terms
+
+
+def _kl_target(config: OreoConfig) -> KlTarget | None:
+    if config.kl_target is None:
+        return None
+    return KlTarget(
+        target=config.kl_target,
+        coefficient=config.alpha,
+        rate=config.kl_target_rate / config.kl_target,
+        start_step=config.value_warmup_steps,
+    )
 
 
 def forward(model: nn.Module, batch: dict[str, Tensor]) -> TokenValues:

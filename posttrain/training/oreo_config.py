@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -10,6 +11,7 @@ from posttrain.data.collate import StateLevel
 from posttrain.data.sources import OnBadRow
 from posttrain.losses.oreo import REWARD_MAP
 from posttrain.models.reference import ReferenceFrom
+from posttrain.models.roles import Roles
 from posttrain.training.run_config import RunConfig
 from posttrain.training.without_accelerator import choose_cpu
 
@@ -71,6 +73,29 @@ class OreoConfig(RunConfig, TrainingArguments):
         default=None,
         metadata={"help": "The adapters are scaled by alpha / rank; default: the rank.", "group": "models"},
     )
+    load_in_4bit: bool = field(
+        default=False,
+        metadata={
+            "help": "QLoRA: hold the weights under the LoRA adapters in 4 bits. The reference is then the policy with "
+            "its adapters off. Needs bitsandbytes.",
+            "group": "models",
+        },
+    )
+    roles: Roles = field(
+        default=Roles.SEPARATE,
+        metadata={
+            "help": "What policy and value share: separate, nothing; two_adapters, one frozen model under LoRA "
+            "adapters of each; shared_trunk, the policy's trunk, with a head on it for the value.",
+            "group": "models",
+        },
+    )
+    value_gradient_scale: float = field(
+        default=0.0,
+        metadata={
+            "help": "With roles shared_trunk, the share of the value's gradient that enters the trunk; 0: none.",
+            "group": "models",
+        },
+    )
     train_data: list[str] = field(
         metadata={
             "help": "Trajectory rows: .jsonl or .parquet files, or Hub ids owner/name:config:split.",
@@ -84,7 +109,8 @@ class OreoConfig(RunConfig, TrainingArguments):
     level: StateLevel = field(
         default=StateLevel.TOKEN,
         metadata={
-            "help": "What counts as one action: a token, a reasoning step, or the response.",
+            "help": "What counts as one action: a token, a reasoning step, or the response; one_step: a token, whose "
+            "residual ends at the value of the next state.",
             "group": "objective",
         },
     )
@@ -94,6 +120,21 @@ class OreoConfig(RunConfig, TrainingArguments):
     )
     beta: float = field(metadata={"help": "Temperature of the soft Bellman equation, > 0.", "group": "objective"})
     alpha: float = field(metadata={"help": "Weight of the exact KL(policy || reference).", "group": "objective"})
+    kl_target: float | None = field(
+        default=None,
+        metadata={
+            "help": "KL(policy || reference) to keep, in nats per action: the weight of the KL then starts at alpha "
+            "and follows the measured KL. Default: alpha stays.",
+            "group": "objective",
+        },
+    )
+    kl_target_rate: float = field(
+        default=0.02,
+        metadata={
+            "help": "In each step the weight is multiplied by exp(rate * (KL / kl_target - 1)).",
+            "group": "objective",
+        },
+    )
     alpha_forward: float = field(
         default=0.0,
         metadata={"help": "Weight of the exact KL(reference || policy), beside alpha's.", "group": "objective"},
@@ -150,6 +191,7 @@ class OreoConfig(RunConfig, TrainingArguments):
         super().__post_init__()
         self.level = StateLevel(self.level)
         self.reference_from = ReferenceFrom(self.reference_from)
+        self.roles = Roles(self.roles)
         self.on_bad_row = OnBadRow(self.on_bad_row)
         self._check()
 
@@ -159,9 +201,50 @@ class OreoConfig(RunConfig, TrainingArguments):
         for name, alpha in (("alpha", self.alpha), ("alpha_forward", self.alpha_forward)):
             if alpha < 0:
                 raise ValueError(f"{name} is {alpha}, it must not be negative: it weighs a KL penalty")
+        self._check_kl_target()
         self._check_lora("value", self.value_lora_rank, self.value_lora_alpha)
         self._check_lora("policy", self.policy_lora_rank, self.policy_lora_alpha)
+        self._check_roles()
         self._check_reference()
+        if self.load_in_4bit and self.reference_from is not ReferenceFrom.ADAPTERS_OFF:
+            raise ValueError(
+                f"load_in_4bit quantises the model under the adapters, and with reference_from "
+                f"{self.reference_from.value} the reference would be another one: set policy_lora_rank and "
+                "reference_from adapters_off"
+            )
+
+    def _check_roles(self) -> None:
+        if self.roles is not Roles.SEPARATE and self.value_model is not None:
+            raise ValueError(
+                f"value_model {self.value_model} has a trunk of its own, but roles is {self.roles.value}: leave "
+                "value_model out, or take roles separate"
+            )
+        if self.roles is Roles.TWO_ADAPTERS and 0 in (self.policy_lora_rank, self.value_lora_rank):
+            raise ValueError(
+                f"roles two_adapters has policy_lora_rank {self.policy_lora_rank} and value_lora_rank "
+                f"{self.value_lora_rank}: both need a rank, since the model under them rests"
+            )
+        if self.roles is Roles.SHARED_TRUNK and self.value_lora_rank > 0:
+            raise ValueError("value_lora_rank adapts a value model's trunk, but with roles shared_trunk it has none")
+        if self.value_gradient_scale != 0.0 and self.roles is not Roles.SHARED_TRUNK:
+            raise ValueError(
+                f"value_gradient_scale is {self.value_gradient_scale}, but with roles {self.roles.value} no gradient "
+                "of the value reaches the policy: set roles shared_trunk"
+            )
+        if not 0.0 <= self.value_gradient_scale < math.inf:
+            raise ValueError(f"value_gradient_scale is {self.value_gradient_scale}, needs a finite number >= 0")
+
+    def _check_kl_target(self) -> None:
+        if self.kl_target is None:
+            return
+        for name, number in (("kl_target", self.kl_target), ("kl_target_rate", self.kl_target_rate)):
+            if not 0 < number < math.inf:
+                raise ValueError(f"{name} is {number}, needs a finite number above 0")
+        if self.alpha == 0:
+            raise ValueError(
+                "alpha is 0, but with kl_target it is where the weight of the KL starts, which is only ever "
+                "multiplied: set it above 0"
+            )
 
     def _check_lora(self, network: str, rank: int, alpha: float | None) -> None:
         if rank < 0:

@@ -24,6 +24,8 @@ from posttrain.data.collate import EncodedDataset
 from posttrain.losses import Counts, Objective, Term, total
 from posttrain.training.averages import TermAverages
 from posttrain.training.guards import FiniteGuard
+from posttrain.training.kl_steering import KlSteering
+from posttrain.training.kl_target import KlTarget
 from posttrain.training.length_groups import LengthGroupedOrder
 from posttrain.training.network_files import load_network, save_network
 from posttrain.training.optimizer import (
@@ -46,11 +48,14 @@ NON_FINITE_FOLDER = "non_finite"  # under the run folder
 
 
 class ObjectiveTrainer(SafeCheckpointing):
-    """Trains the networks of `model`, PreTrainedModels that are its attributes, on an objective made of summed terms.
+    """Trains the networks of `model`, which are its attributes, on an objective made of summed terms.
 
     Batches are dicts of tensors with a `row_id` [B]. Logs `loss` (what the steps minimised), `loss/<term>` for terms
     that carry a gradient and `<term>` for the others, each the exact average over all rows since the last log, and
     `<network>/grad_norm`, the norm before clipping in the last step.
+
+    `kl_targets` are updated once per step with the exact average of the term that they are named after; the objective
+    reads their coefficients. They travel with checkpoints.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class ObjectiveTrainer(SafeCheckpointing):
         data_collator: Callable[[Sequence[Any]], Batch],
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        kl_targets: Mapping[str, KlTarget] | None = None,
     ) -> None:
         _check_arguments(args)
         self.forward = forward
@@ -83,6 +89,7 @@ class ObjectiveTrainer(SafeCheckpointing):
         _check_accelerator(self.accelerator)
         self._guard = FiniteGuard(Path(args.output_dir) / NON_FINITE_FOLDER, self.accelerator)
         self._averages = TermAverages()
+        self._steering = KlSteering(kl_targets or {})
         self._counts: Counts = {}
         self._grad_norms: dict[str, float] = {}
 
@@ -111,9 +118,13 @@ class ObjectiveTrainer(SafeCheckpointing):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], None]:
         """The micro-batches of one step; counts their units over all ranks before any of them is used."""
+        is_resuming = self._resumed_from is not None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if is_resuming:
+            self._steering.agree()
         self._counts = self._global_counts(batches)
         self._averages.add_counts(self._counts)
+        self._steering.add_counts(self._counts)
         return batches, None
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
@@ -127,6 +138,7 @@ class ObjectiveTrainer(SafeCheckpointing):
             terms = self.objective(self.forward(model, batch))
         self._guard.watch(batch, terms)
         self._averages.add_terms(terms)
+        self._steering.add_terms(terms)
         # Every engine averages gradients over ranks; the counts are global already.
         loss = (total(terms, self._counts) + _dormant(terms)) * self.accelerator.num_processes
         self._backward(loss)
@@ -153,17 +165,18 @@ class ObjectiveTrainer(SafeCheckpointing):
         model = self.accelerator.unwrap_model(self.model)
         state_dict = model.state_dict() if state_dict is None else state_dict
         for network in self.networks:
-            save_network(folder / network.name, model.get_submodule(network.name), state_dict, prefix=network.name)
+            save_network(folder / network.name, model, state_dict, name=network.name)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder / network.name)
 
     def progress(self) -> dict[str, float]:
         """The sums since the last log travel with a checkpoint, so that the next log is what it would have been."""
-        return {**super().progress(), **self._averages.state()}
+        return {**super().progress(), **self._averages.state(), **self._steering.state()}
 
     def restore_progress(self, progress: dict[str, float]) -> None:
         super().restore_progress(progress)
         self._averages.restore(progress)
+        self._steering.restore(progress)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:
@@ -194,6 +207,7 @@ class ObjectiveTrainer(SafeCheckpointing):
             factor = clip_scale(self._grad_norms[network.name], network.max_grad_norm)
             if factor < 1.0:
                 gradients.scale(network.name, factor)
+        self._steering.end_step(self.accelerator, self.state.global_step)
 
     def _gradients(self) -> NetworkGradients:
         parameters = network_parameters(self.model, self.networks)

@@ -113,20 +113,6 @@ def test_one_literal_row_by_hand():
     assert_close(logp_grad, row(-0.3, -0.475), **EXACT)  # 2 β δ / 2
 
 
-@OBJECTIVES
-def test_value_term_gives_policy_no_gradient(objective):
-    v = values_for(objective)
-    (policy_grad,) = gradients(term(objective, v, "value").value.sum(), v.logp)
-    assert torch.count_nonzero(policy_grad) == 0
-
-
-@OBJECTIVES
-def test_policy_term_gives_value_no_gradient(objective):
-    v = values_for(objective)
-    (value_grad,) = gradients(term(objective, v, "policy").value.sum(), v.value)
-    assert torch.count_nonzero(value_grad) == 0
-
-
 @pytest.mark.parametrize("objective", [oreo_token, oreo_step, oreo_one_step])
 def test_policy_term_of_one_state_gives_later_actions_no_gradient(objective):
     v = values_for(objective)
@@ -137,23 +123,6 @@ def test_policy_term_of_one_state_gives_later_actions_no_gradient(objective):
         own_end = t + 1 if objective is oreo_token else int(bounds[b, t])
         moved = grad.nonzero().tolist()
         assert moved == [[b, i] for i in range(t, own_end) if v.is_action[b, i]]
-
-
-@OBJECTIVES
-def test_loss_gives_reference_log_probs_no_gradient_even_when_they_carry_a_graph(objective):
-    v = values_for(objective)
-    v = replace(v, ref_logp=v.ref_logp.requires_grad_(True))
-    (grad,) = gradients(total(objective(v, beta=BETA, alpha=ALPHA), {"sequence": 4}), v.ref_logp)
-    assert torch.count_nonzero(grad) == 0
-
-
-@OBJECTIVES
-def test_metrics_carry_no_gradient_and_coefficient_zero(objective):
-    v = values_for(objective)
-    trained = {"value", "policy", "kl_ref"}
-    terms = objective(v, beta=BETA, alpha=ALPHA)
-    assert {t.name for t in terms if t.coef} == trained
-    assert [t.name for t in terms if t.value.requires_grad and t.name not in trained] == []
 
 
 @OBJECTIVES

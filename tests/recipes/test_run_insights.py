@@ -173,12 +173,6 @@ def test_tables_hold_the_recorded_numbers_by_seed_with_their_interval(tmp_path):
     assert "| dpo/log_ratio | 5 | 4 | 3 | 0.0 [" in tables
 
 
-def test_readme_tables_are_those_made_from_the_recorded_files():
-    readme = record.README.read_text(encoding="utf-8")
-    assert record.BEGIN in readme
-    assert record.readme_with(record.insights_tables(record.STUDY), readme) == readme
-
-
 def test_a_folder_that_is_no_finished_run_is_refused_with_what_it_lacks(tmp_path):
     (tmp_path / "sft").mkdir()
     config = recipe.InsightsConfig(run=tmp_path, output=tmp_path / "out")

@@ -38,12 +38,16 @@ OREO_ROLES: dict[str, dict[str, Any]] = {
     "separate": {},
     "lora": {"value_lora_rank": 4},
     "adapters_off": {"policy_lora_rank": 4, "reference_from": "adapters_off"},
+    "two_adapters": {"roles": "two_adapters", "policy_lora_rank": 4, "value_lora_rank": 4, "alpha": 0.2},
+    "shared_trunk": {"roles": "shared_trunk", "value_gradient_scale": 0.5},
     "cached_hidden": {"reference_from": "cached_hidden", "alpha_forward": 0.2},
     "cached_log_probs": {"reference_from": "cached_log_probs", "alpha": 0.0},
 }
 ROLES = (*OREO_ROLES, "dpo")  # packed rows are compared with padded ones, so they are trained apart
 PACKED = "packed"
-CHANGES = {**OREO_ROLES, PACKED: {"padding_free": True}}
+STEERED, STEERED_ON = "steered", "steered_on"  # by a KL target; the second goes on from INPUTS/checkpoint-3
+TARGET = {"kl_target": 0.1, "kl_target_rate": 0.1, "save_strategy": "steps", "save_steps": 3}
+CHANGES = {**OREO_ROLES, PACKED: {"padding_free": True}, STEERED: TARGET, STEERED_ON: TARGET}
 
 
 def write_inputs(folder: Path) -> Path:
@@ -68,7 +72,7 @@ def main(inputs: Path, output_dir: Path, batch_size: int, roles: list[str], pois
             trainer: Trainer = dpo_trainer(inputs, output_dir / role, batch_size)
         else:
             trainer = oreo_trainer(inputs, output_dir / role, batch_size, CHANGES[role], poisoned_row)
-        trainer.train()
+        trainer.train(resume_from_checkpoint=str(inputs / "checkpoint-3") if role == STEERED_ON else None)
         trainer.save_model()
         _write_result(trainer, output_dir / role)
     if dist.is_initialized():

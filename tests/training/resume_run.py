@@ -60,7 +60,8 @@ class StepCount(TrainerCallback):
 
 def oreo_trainer(run_dir: Path) -> SafeCheckpointing:
     policy = write_policy(run_dir.with_suffix(".policy"))
-    return tiny_trainer(tiny_config(policy, run_dir, value_warmup_steps=10, **SETTINGS), trajectories(23))
+    config = tiny_config(policy, run_dir, value_warmup_steps=10, kl_target=0.05, kl_target_rate=0.1, **SETTINGS)
+    return tiny_trainer(config, trajectories(23))
 
 
 def dropout_trainer(run_dir: Path) -> SafeCheckpointing:

@@ -60,6 +60,14 @@ def test_kl_that_is_not_finite_is_refused(kl):
         KlTarget(target=0.2, coefficient=0.1, rate=2.0).update(kl)
 
 
+def test_kl_that_would_make_the_coefficient_absurd_is_refused_and_leaves_it():
+    # log c = log 0.1 + 2 (50 − 0.2) = 97.3, above log 1e30 = 69.1.
+    kl_target = KlTarget(target=0.2, coefficient=0.1, rate=2.0)
+    with pytest.raises(ValueError, match=r"KL of 50\.0 against a target of 0\.2 makes the coefficient e\^97: is"):
+        kl_target.update(50.0)
+    assert kl_target.coefficient == pytest.approx(0.1, rel=1e-15)
+
+
 @pytest.mark.parametrize("name", ["target", "coefficient", "rate"])
 @pytest.mark.parametrize("number", [0.0, -1.0, float("nan"), float("inf")])
 def test_settings_that_cannot_work_are_refused(name, number):

@@ -21,18 +21,21 @@ from tests.training.tiny_oreo import step_logs, tiny_config, tiny_trainer, traje
 @pytest.mark.parametrize("level", list(StateLevel))
 def test_identities_at_step_0(policy_folder: Path, tmp_path: Path, level: StateLevel) -> None:
     # O14: a zero head gives V = 0, policy = reference gives rho = 0 and KL = 0, so both losses are the mean of R^2.
+    # The one-step form sees the reward in the last of the n_b states alone: the mean of R^2 / n_b.
     rows = [map_reward(row, (2.0, -0.5)) for row in trajectories(8)]  # rewards -0.5 and 1.5
     config = tiny_config(policy_folder, tmp_path, per_device_train_batch_size=8, max_steps=1, level=level)
     trainer = tiny_trainer(config, rows)
     trainer.train()
     [first] = step_logs(trainer)
     mean_square = sum(sum(row.reward) ** 2 for row in rows) / 8
+    in_last_state = sum(sum(row.reward) ** 2 / sum(row.is_action) for row in rows) / 8
+    policy_loss = in_last_state if level is StateLevel.ONE_STEP else mean_square
     assert first["value/mean"] == 0.0
     assert first["policy/log_ratio"] == 0.0
     assert first["loss/kl_ref"] == 0.0
     assert math.isclose(first["loss/value"], mean_square, rel_tol=1e-6)
-    assert math.isclose(first["loss/policy"], mean_square, rel_tol=1e-6)
-    assert math.isclose(first["loss"], 2 * mean_square, rel_tol=1e-6)
+    assert math.isclose(first["loss/policy"], policy_loss, rel_tol=1e-6)
+    assert math.isclose(first["loss"], mean_square + policy_loss, rel_tol=1e-6)
 
 
 def test_reward_map_scales_every_reward_and_shifts_the_row_once() -> None:

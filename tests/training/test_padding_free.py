@@ -15,7 +15,7 @@ from posttrain.data.collate import StateLevel
 from posttrain.models.packing import packed_hidden
 from posttrain.schema import TokenValues
 from posttrain.training.length_groups import LengthGroupedOrder
-from posttrain.training.oreo import load_networks
+from posttrain.training.oreo_networks import load_networks
 from posttrain.training.trainer import ObjectiveTrainer
 from tests.training.tiny_oreo import step_logs, tiny_config, tiny_trainer, trajectories
 

@@ -16,7 +16,7 @@ from posttrain.data.collate import StateLevel, collate
 from posttrain.losses import oreo_token
 from posttrain.models.actor_critic import token_values
 from posttrain.schema import TokenBatch
-from posttrain.training.oreo import load_networks
+from posttrain.training.oreo_networks import load_networks
 from posttrain.training.trainer import ObjectiveTrainer
 from tests.training.tiny_oreo import step_logs, tiny_config, tiny_trainer, trajectories
 

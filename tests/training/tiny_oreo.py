@@ -12,18 +12,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from posttrain.schema import EncodedTrajectory
-from posttrain.training.oreo import CACHED_COLUMNS, OreoConfig, build_trainer, load_networks
+from posttrain.training.oreo import CACHED_COLUMNS, build_trainer
+from posttrain.training.oreo_config import OreoConfig
+from posttrain.training.oreo_networks import load_networks
 from posttrain.training.reference_scoring import prepare_reference_cache
 from posttrain.training.trainer import ObjectiveTrainer
 
 N_TOKENS = 40
 
 
-def write_policy(folder: Path, *, hidden_size: int = 32) -> Path:
+def write_policy(folder: Path, *, hidden_size: int = 32, n_tokens: int = N_TOKENS) -> Path:
     """A policy with tied embeddings, as SmolLM2 has, and its tokenizer, as a Hugging Face folder."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=N_TOKENS,
+        vocab_size=n_tokens,
         hidden_size=hidden_size,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -36,7 +38,7 @@ def write_policy(folder: Path, *, hidden_size: int = 32) -> Path:
         eos_token_id=2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    vocabulary = {f"t{index}": index for index in range(N_TOKENS)}
+    vocabulary = {f"t{index}": index for index in range(n_tokens)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="t3"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
