@@ -45,7 +45,6 @@ class Engine:
             betas=ADAMW.betas,
             eps=ADAMW.eps,
             weight_decay=ADAMW.weight_decay,
-            fused=True,
         )
 
     def step(self, loss: Tensor) -> float:

@@ -73,7 +73,7 @@ def build_optimizer(
             if parameters:
                 group = {"params": parameters, "lr": network.learning_rate, "weight_decay": weight_decay}
                 groups.append({**group, "start_step": network.start_step})
-    return torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps, fused=True)
+    return torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps)
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, args: TrainingArguments, n_steps: int) -> LRScheduler:
