@@ -16,8 +16,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # grading processes import this module, and must not load torch
+    from torch import Tensor
 
 
 class FinishReason(StrEnum):
@@ -89,14 +91,27 @@ class Problem:
     task_id: str
     prompt: str  # the exact text the policy continues
     answer: str  # the gold final answer
-    grader: str  # "final_number", or "reasoning_gym:<dataset>" with its entry in `entry`
+    grader: str  # one of GRADER_NAMES, or "reasoning_gym:<dataset>" with its entry in `entry`
     entry: str | None = None  # JSON of the reasoning-gym entry, which its verifier needs
+    tags: tuple[tuple[str, str], ...] = ()  # (name, value) pairs such as ("level", "5"), for tables by group
+
+
+GRADER_NAMES = (
+    "final_number",
+    "gsm8k_strict",
+    "lm_eval_strict",
+    "lm_eval_flexible",
+    "boxed",
+    "math_verify",
+    "reference_extraction",
+)
 
 
 class Grade(StrEnum):
     CORRECT = "correct"
     WRONG = "wrong"
     UNPARSED = "unparsed"  # no answer could be read; counted apart, never guessed
+    TIMEOUT = "timeout"  # not decided within the limits of time, memory and size; counted apart
 
 
 @dataclass(frozen=True, slots=True)

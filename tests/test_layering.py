@@ -18,7 +18,7 @@ PACKAGE = REPOSITORY / "posttrain"
 # A unit, which is a package or module directly under posttrain/, may import itself and units of lower layers. Units of
 # one layer may not import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("schema", "coercion", "environment", "stages"),
+    ("schema", "boxed", "coercion", "environment", "stages"),
     ("config_fields", "pretrained", "sampling"),
     ("config", "losses"),
     ("models", "data", "rewards", "vision", "control"),

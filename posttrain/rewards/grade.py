@@ -1,78 +1,73 @@
-"""Grading a completion against the gold answer of its problem.
+"""Grading completions by the grader that their problem names.
 
-The answer is what follows `####` on the completion's last line that is not blank. A completion without one is
-UNPARSED, never guessed at from other numbers in the text. Model text is compared, never evaluated: graders whose
-verifier would evaluate it are refused.
+Model text is compared, never evaluated: verifiers of reasoning-gym that would evaluate it are refused.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
-from decimal import Decimal
+from collections.abc import Callable, Sequence
 from functools import cache
 
+from posttrain.rewards.final_number import final_answer, grade_number, plain_number
+from posttrain.rewards.graders import Grader, grader_named
+from posttrain.rewards.pool import GradeRequest, GradingPool
 from posttrain.schema import Grade, Problem
-
-ANSWER_MARK = "####"
-MAX_CHARACTERS = 10_000  # of the completion's end; the answer stands there, and the rest is not looked at
 
 REASONING_GYM_PREFIX = "reasoning_gym:"
 # Verifiers of their own that compare a number and do nothing else, as read in reasoning-gym 0.1.25. All others must
 # be the package's default, which compares text.
 NUMBER_VERIFIERS = frozenset({"chain_sum", "gsm_symbolic", "products"})
 
-# ASCII digits only: int() and Decimal() would also read digits of other scripts, which no gold answer has.
-_NUMBER = re.compile(r"\$?([+\-\u2212]?)\$?((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)\$?\.?")
-
 
 def grade(problem: Problem, completion_text: str) -> Grade:
-    """Grade one completion by the problem's grader.
+    """Grade one completion by the problem's grader, in this process.
 
-    `final_number`: CORRECT when the answer is exactly the gold number (1,800 = 1800.00).
     `reasoning_gym:<dataset>`: CORRECT when the data set's own verifier gives 1.0, and, where the gold answer is a
-    number, the answer is that number too. Raises ValueError when the problem itself cannot be graded.
+    number, the answer is that number too. Others: GRADERS. Raises ValueError when the problem itself cannot be graded,
+    and for a grader that only a GradingPool may run.
     """
-    answer = final_answer(completion_text)
-    if answer is None:
-        return Grade.UNPARSED
-    if problem.grader == "final_number":
-        return _grade_number(problem, answer)
     if problem.grader.startswith(REASONING_GYM_PREFIX):
-        return _grade_by_reasoning_gym(problem, answer)
-    raise ValueError(
-        f"{problem.where}: grader is {problem.grader!r}, needs 'final_number' or 'reasoning_gym:<dataset>'"
-    )
+        answer = final_answer(completion_text)
+        return Grade.UNPARSED if answer is None else _grade_by_reasoning_gym(problem, answer)
+    grader = _grader_of(problem)
+    if grader.verify is not None:
+        raise ValueError(
+            f"{problem.where}: grader {problem.grader!r} uses computer algebra, which an answer may hang: "
+            "grade it with grade_all in a GradingPool"
+        )
+    try:
+        return grader(problem.answer, completion_text)
+    except ValueError as error:
+        raise ValueError(f"{problem.where}: {error}") from None
 
 
-def final_answer(completion_text: str) -> str | None:
-    """What follows the last `####` of the last line that is not blank; None without one or with nothing after it."""
-    lines = completion_text[-MAX_CHARACTERS:].rstrip().splitlines()
-    _, mark, answer = lines[-1].rpartition(ANSWER_MARK) if lines else ("", "", "")
-    return answer.strip() or None if mark else None
+def grade_all(pairs: Sequence[tuple[Problem, str]], pool: GradingPool) -> list[Grade]:
+    """Grade each completion by its problem's grader, those that need computer algebra in the pool's processes.
 
-
-def plain_number(text: str) -> str | None:
-    """The number that `text` is, as sign, digits and point alone; None where it is anything more or less.
-
-    A dollar sign, thousands commas in their places and one full stop at the end are dropped. Units, percent signs,
-    exponents, fractions and digits of other scripts are not read.
+    Raises what `grade` and `GradingPool.grade` raise.
     """
-    found = _NUMBER.fullmatch(text.strip())
-    if found is None:
-        return None
-    sign = "-" if found[1] in ("-", "\u2212") else ""
-    return sign + found[2].replace(",", "")
+    is_pooled = [
+        not problem.grader.startswith(REASONING_GYM_PREFIX) and _grader_of(problem).verify is not None
+        for problem, _ in pairs
+    ]
+    requests = [
+        GradeRequest(problem.answer, text, problem.grader)
+        for (problem, text), is_for_pool in zip(pairs, is_pooled, strict=True)
+        if is_for_pool
+    ]
+    pooled = iter(pool.grade(requests))
+    return [
+        next(pooled) if is_for_pool else grade(problem, text)
+        for (problem, text), is_for_pool in zip(pairs, is_pooled, strict=True)
+    ]
 
 
-def _grade_number(problem: Problem, answer: str) -> Grade:
-    gold, number = plain_number(problem.answer), plain_number(answer)
-    if gold is None:
-        raise ValueError(f"{problem.where}: the gold answer is {problem.answer!r}, final_number needs a plain number")
-    if number is None:
-        return Grade.UNPARSED
-    return Grade.CORRECT if Decimal(number) == Decimal(gold) else Grade.WRONG
+def _grader_of(problem: Problem) -> Grader:
+    try:
+        return grader_named(problem.grader)
+    except ValueError as error:
+        raise ValueError(f"{problem.where}: {error}") from None
 
 
 def _grade_by_reasoning_gym(problem: Problem, answer: str) -> Grade:
@@ -80,7 +75,7 @@ def _grade_by_reasoning_gym(problem: Problem, answer: str) -> Grade:
         raise ValueError(f"{problem.where}: grader {problem.grader!r} needs the problem's `entry`, which is missing")
     # The verifier of gsm_symbolic overlooks a minus sign and stops at a comma, so a number is compared here first.
     if plain_number(problem.answer) is not None:
-        grade_as_number = _grade_number(problem, answer)
+        grade_as_number = grade_number(problem.answer, answer)
         if grade_as_number is not Grade.CORRECT:
             return grade_as_number
         answer = plain_number(answer) or answer

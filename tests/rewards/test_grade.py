@@ -7,7 +7,8 @@ import json
 import pytest
 import reasoning_gym
 
-from posttrain.rewards.grade import MAX_CHARACTERS, final_answer, grade
+from posttrain.rewards.final_number import MAX_CHARACTERS, final_answer
+from posttrain.rewards.grade import grade
 from posttrain.schema import Grade, Problem
 
 CORRECT, WRONG, UNPARSED = Grade.CORRECT, Grade.WRONG, Grade.UNPARSED
