@@ -6,9 +6,7 @@ import re
 
 # A box that opens, \boxed 5 without braces, any other escaped character, a brace.
 # A second backslash is that of text escaped twice.
-_TOKEN = re.compile(
-    r"\\\\?(?:boxed|fbox)\s*(?P<opener>\{)|\\\\?boxed\s*(?P<bare>[^\s{}$\\]+)|\\.|[{}]", re.DOTALL
-)
+_TOKEN = re.compile(r"\\\\?(?:boxed|fbox)\s*(?P<opener>\{)|\\\\?boxed\s*(?P<bare>[^\s{}$\\]+)|\\.|[{}]", re.DOTALL)
 
 
 def last_boxed(text: str) -> str | None:

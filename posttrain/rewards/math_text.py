@@ -59,7 +59,7 @@ def math_answer(completion_text: str) -> str | None:
 
 
 def comparable(latex: str) -> str:
-    r"""LaTeX without what does not change its meaning: spacing, sizes of brackets and fractions, \text, a full stop."""
+    r"""LaTeX without what changes no meaning: spacing, sizes of brackets and fractions, \text, a full stop."""
     text = latex.strip().strip("$").replace("\u2212", "-").replace("{,}", ",")
     text = text.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac").replace(r"\$", "$").replace(r"\%", "%")
     text = _SIZE.sub("", _TEXT.sub(r"\1", text))
@@ -109,7 +109,7 @@ def _nesting(answer: str) -> int:
 
 
 def _stated(line: str) -> str | None:
-    """The answer in what follows "answer is": its first formula, all of it if it is LaTeX, its first number, a word."""
+    """The answer in what follows "answer is": its first formula, else its LaTeX, its first number, or its words."""
     line = line.strip(" :*.")
     formula = FORMULA.search(line)
     if formula is not None:

@@ -1,4 +1,4 @@
-"""Grading that no answer can hang: bounded work in the calling process, computer algebra in processes that are killed."""
+"""Grading that no answer can hang: bounded work in the calling process, the rest in processes that are killed."""
 
 from __future__ import annotations
 

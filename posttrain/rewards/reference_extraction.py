@@ -1,4 +1,4 @@
-r"""The grading rules of the DeepSeekMath evaluation scripts, which the OREO paper's MATH numbers come from, written anew.
+r"""The grading rules of the DeepSeekMath evaluation scripts, by which the OREO paper graded MATH, written anew.
 
 Extraction, in this order: what stands in "final answer is $...$. I hope"; the last box; the text after "he answer is";
 the last fenced `output` block; the last number once commas are removed.
@@ -133,10 +133,10 @@ def _read(latex: str) -> Any:
     from latex2sympy2_extended import NormalizationConfig, latex2sympy
 
     config = NormalizationConfig(
-        basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=True
+        basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=False
     )
     try:
-        return latex2sympy(latex, normalization_config=config)
+        return latex2sympy(latex.strip().removesuffix("."), normalization_config=config)
     except MemoryError:
         raise
     except Exception:  # of a parser, on any text: it is no formula

@@ -7,12 +7,16 @@ which evaluates Python, and no answer is ever given to that.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
 from posttrain.rewards.math_text import comparable, exact_value
+from posttrain.rewards.two_stage_parser import install_two_stage_parser
 from posttrain.schema import Grade
 
+# Letters take the values 0.7312, 1.1434, ...; formulas that differ by more than this share there are not equal.
+POINT_START, POINT_STEP, POINT_TOLERANCE = 0.7312, 0.4122, 1e-3
 INSTALL_HINT = "this grader needs math-verify: pip install 'posttrain[math]'"
 
 
@@ -40,6 +44,8 @@ def verify_by_math_verify(gold: str, answer: str) -> Grade:
     from math_verify import verify
 
     read_gold, read_answer = _read(gold), _read(answer)
+    if read_gold and read_answer and _differ_at_a_point(read_gold[0], read_answer[0]):
+        return Grade.WRONG
     if verify(read_gold, read_answer, timeout_seconds=None):
         return Grade.CORRECT
     return Grade.UNPARSED if _is_text(read_answer) and not _is_text(read_gold) else Grade.WRONG
@@ -47,6 +53,7 @@ def verify_by_math_verify(gold: str, answer: str) -> Grade:
 
 def warm_up() -> None:
     """Load math-verify and build its parser's tables, so that the first answer is not charged for it."""
+    install_two_stage_parser()
     for latex in (r"\frac{1}{2}", r"x^2+3x-\sqrt{2}", r"\left(1,\infty\right)", r"\begin{pmatrix}1\\2\end{pmatrix}"):
         verify_by_math_verify(latex, r"\frac{2\pi}{4}")
 
@@ -55,7 +62,7 @@ def _read(latex: str) -> list[Any]:
     """What math-verify reads in LaTeX: sympy objects, then the text; the text alone where it is no mathematics."""
     from math_verify import parse
 
-    boxed = rf"\boxed{{{latex}}}"
+    boxed = rf"\boxed{{{latex.strip().removesuffix('.')}}}"  # with the full stop, 5. is no number to it
     return parse(boxed, _latex_only(), parsing_timeout=None)  # pyright: ignore[reportArgumentType]
 
 
@@ -64,6 +71,29 @@ def _latex_only() -> tuple[Any, ...]:
     from math_verify import LatexExtractionConfig
 
     return (LatexExtractionConfig(boxed_match_priority=0),)
+
+
+def _differ_at_a_point(gold: Any, answer: Any) -> bool:
+    """Whether both are formulas with other values where their letters have certain values: then they are not equal.
+
+    math-verify would find the same, after trying to simplify the difference. False where this does not tell: it rounds
+    decimals, takes 9% for 9 and the word abc for a·b·c.
+    """
+    from sympy import Expr, MatrixBase, Symbol, UnevaluatedExpr
+
+    formulas = (gold, answer)
+    if any(not isinstance(f, Expr) or isinstance(f, (MatrixBase, Symbol)) or f.has(UnevaluatedExpr) for f in formulas):
+        return False
+    letters = sorted(gold.free_symbols | answer.free_symbols, key=str)
+    point = {letter: POINT_START + POINT_STEP * index for index, letter in enumerate(letters)}
+    try:
+        gold_value, value = (complex(f.subs(point).evalf(15)) for f in formulas)
+        difference = abs(gold_value - value)
+        return math.isfinite(difference) and difference > POINT_TOLERANCE * max(1.0, abs(gold_value))
+    except MemoryError:
+        raise
+    except Exception:  # no number there, or sympy gives up in one of its ways: this does not tell
+        return False
 
 
 def _is_text(read: list[Any]) -> bool:
