@@ -78,6 +78,12 @@ VERBS = (
         function="posttrain.data.inspect:data_inspect",
     ),
     Verb(
+        "data contamination",
+        "Find the problems of a test split that share long runs of words with a training file.",
+        config="posttrain.data.contamination:ContaminationConfig",
+        function="posttrain.data.contamination:data_contamination",
+    ),
+    Verb(
         "inspect credit",
         "Show which tokens of an answer a policy credits beside its reference, and a value model's steps.",
         config="posttrain.evaluation.inspect_credit:CreditConfig",

@@ -69,6 +69,9 @@ class Fields:
     def optional_text(self, name: str) -> str | None:
         return self.text(name) if self.has(name) else None
 
+    def is_number(self, name: str) -> bool:
+        return isinstance(self._values.get(name), (int, float))
+
     def number(self, name: str) -> float:
         value = self._required(name, "a finite number")
         floats = finite_floats([value])
@@ -88,6 +91,13 @@ class Fields:
         """A JSON list; absent counts as empty, since the columns that are lists are all optional."""
         value = self._values.get(name, [])
         return value if isinstance(value, list) else self._mismatch(name, value, expected, [])
+
+    def text_pairs(self, name: str) -> tuple[tuple[str, str], ...]:
+        """The (name, text) pairs of an object whose values are text; absent counts as empty."""
+        value = self._values.get(name, {})
+        if not isinstance(value, Mapping) or not all(isinstance(text, str) for text in value.values()):
+            return self._mismatch(name, value, "an object of names and texts", ())
+        return tuple((self._encodable(name, key), self._encodable(name, text)) for key, text in value.items())
 
     def text_or_messages(self, name: str) -> str | tuple[Message, ...]:
         expected = "text or a list of {role, content}"

@@ -1,4 +1,4 @@
-"""Questions with gold answers: GSM8K, this library's own problem rows, and generated reasoning-gym problems."""
+"""Questions with gold answers: GSM8K, MATH, this library's own problem rows, and generated reasoning-gym problems."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.fields import Fields
 from posttrain.data.generated import GENERATED_PREFIX, generate_problems
+from posttrain.data.known_splits import warn_where_it_differs
+from posttrain.data.math_problems import is_math_row, parse_math_problem
 from posttrain.data.rows import parse_problem
 from posttrain.data.sources import LOCAL_FORMATS, OnBadRow, hub_parts, read_rows
 from posttrain.schema import CompletionRow, Problem
@@ -61,17 +63,20 @@ def named_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, *, in
 def read_problems(source: str | Path, *, limit: int | None, template: PromptTemplate = plain_prompt) -> list[Problem]:
     """The first `limit` problems (None: all) of a source.
 
-    A source is a JSONL or Parquet file or a Hub id, with GSM8K rows {question, answer} or problem rows; or
-    `reasoning_gym:<dataset>?size=..&seed=..`, generated on the spot. A file that is not there is looked for below the
-    folder in POSTTRAIN_DATA, then below ../shared/data. `template` is applied to questions; a problem row's prompt is
-    already the exact text. Raises RowsError.
+    A source is a JSONL or Parquet file or a Hub id, with GSM8K rows {question, answer}, MATH rows {problem, solution,
+    level, type or subject} or problem rows; or `reasoning_gym:<dataset>?size=..&seed=..`, generated on the spot. A
+    file that is not there is looked for below the folder in POSTTRAIN_DATA, then below ../shared/data. `template` is
+    applied to questions; a problem row's prompt is already the exact text. Raises RowsError, and warns where a split
+    that has a card holds other rows than the card says.
     """
     if str(source).startswith(GENERATED_PREFIX):
         problems = [replace(problem, prompt=template(problem.prompt)) for problem in generate_problems(str(source))]
     else:
         found = find_data(source)
-        parse = partial(_parse_problem_or_gsm8k, split=_split_name(str(found)), template=template)
-        problems = list(read_rows(found, parse, on_bad_row=OnBadRow.ERROR).rows)
+        parse = partial(_parse_any_problem, split=_split_name(str(found)), template=template)
+        rows = read_rows(found, parse, on_bad_row=OnBadRow.ERROR)
+        warn_where_it_differs(rows)
+        problems = list(rows.rows)
     return problems if limit is None else problems[:limit]
 
 
@@ -90,8 +95,9 @@ def read_gsm8k_solutions(
 ) -> list[CompletionRow]:
     """GSM8K's human solutions for supervised fine-tuning: calculator marks removed, `#### N` kept as the last line."""
     parse = partial(_parse_gsm8k_solution, template=template)
-    rows = list(read_rows(find_data(source), parse, on_bad_row=OnBadRow.ERROR).rows)
-    return rows if limit is None else rows[:limit]
+    rows = read_rows(find_data(source), parse, on_bad_row=OnBadRow.ERROR)
+    warn_where_it_differs(rows)
+    return list(rows.rows if limit is None else rows.rows[:limit])
 
 
 def find_data(source: str | Path) -> str | Path:
@@ -108,7 +114,9 @@ def _split_name(source: str) -> str:
     return hub_parts(source).split
 
 
-def _parse_problem_or_gsm8k(obj: object, where: str, *, split: str, template: PromptTemplate) -> Problem:
+def _parse_any_problem(obj: object, where: str, *, split: str, template: PromptTemplate) -> Problem:
+    if is_math_row(obj):
+        return parse_math_problem(obj, where, split=split, template=template)
     if not (isinstance(obj, dict) and "question" in obj):
         return parse_problem(obj, where)
     fields = Fields(obj, where)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from posttrain.data.fields import Fields, RowError, are_plain_ints, finite_floats, shown
 from posttrain.schema import (
+    GRADER_NAMES,
     CompletionRow,
     FinishReason,
     Message,
@@ -42,7 +43,7 @@ TRAJECTORY_COLUMNS = (
     "behavior_logp",
     "ref_logp",
 )
-PROBLEM_COLUMNS = ("task_id", "prompt", "answer", "grader", "entry")
+PROBLEM_COLUMNS = ("task_id", "prompt", "answer", "grader", "entry", "tags")
 FINISH_REASON_MEANING = '"stop" (the policy ended the answer) or "length" (the token budget cut it)'
 STEP_REWARDS_MEANING = "a list of {start, end, reward}"
 LOGP_SLACK = 1e-4  # nats above 0 that rounding in a sampler may produce
@@ -101,7 +102,7 @@ def parse_problem(obj: object, where: str) -> Problem:
     """Parse a question with its gold answer and the name of its grader."""
     fields = Fields(obj, where)
     fields.refuse_unknown(PROBLEM_COLUMNS)
-    expected = '"final_number" or "reasoning_gym:<dataset>"'
+    expected = ", ".join(f'"{name}"' for name in GRADER_NAMES) + ' or "reasoning_gym:<dataset>"'
     problem = Problem(
         where=where,
         task_id=fields.text("task_id"),
@@ -109,10 +110,11 @@ def parse_problem(obj: object, where: str) -> Problem:
         answer=fields.text("answer"),
         grader=fields.text("grader", expected),
         entry=fields.optional_text("entry"),
+        tags=fields.text_pairs("tags"),
     )
     if fields.is_sound("grader"):
         kind, _, dataset = problem.grader.partition(":")
-        if problem.grader != "final_number" and not (kind == "reasoning_gym" and dataset):
+        if problem.grader not in GRADER_NAMES and not (kind == "reasoning_gym" and dataset):
             fields.fault("grader", f"got {problem.grader!r}, expected {expected}")
         elif dataset and problem.entry is None:
             fields.fault(
@@ -141,7 +143,7 @@ def trajectory_to_json(row: TrajectoryRow) -> dict[str, object]:
 
 def problem_to_json(problem: Problem) -> dict[str, object]:
     """The JSON object that parse_problem reads back to an equal problem."""
-    columns = {name: getattr(problem, name) for name in PROBLEM_COLUMNS}
+    columns = {name: getattr(problem, name) for name in PROBLEM_COLUMNS} | {"tags": dict(problem.tags) or None}
     return {name: value for name, value in columns.items() if value is not None}
 
 

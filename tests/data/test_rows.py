@@ -167,6 +167,9 @@ def test_text_and_messages_do_not_mix_in_one_row():
 def test_problem_survives_and_needs_its_entry_for_a_verifier():
     obj = {"task_id": "t", "prompt": "q", "answer": "3", "grader": "reasoning_gym:chain_sum", "entry": "{}"}
     assert problem_to_json(parse_problem(obj, "f.jsonl:7")) == obj
+    tagged = changed(obj, tags={"subject": "Algebra", "level": "5"})
+    assert problem_to_json(parse_problem(tagged, "f.jsonl:7")) == tagged
+    assert "tags: got" in faults(parse_problem, changed(obj, tags={"level": 5}))[0]
     del obj["entry"]
     assert "entry: is missing" in faults(parse_problem, obj)[0]
     assert 'expected "final_number"' in faults(parse_problem, changed(obj, grader="exact"))[0]
