@@ -1,10 +1,10 @@
 """Overlap between a training file and a test split: `posttrain data contamination`.
 
 A test problem is touched when its question and a training row have a run of n words in common (13 as in Brown et al.
-2020, arXiv 2005.14165, appendix C). Words are lower-case runs of letters and digits; LaTeX commands count as words, the
-Asymptote code of drawings ([asy] to [/asy]) does not count.
-The whole training row is searched, solutions included. Only the question of a test problem is looked for: two different
-problems may well have a line of working in common. A question shorter than n words is looked for as a whole.
+2020, arXiv 2005.14165, appendix C). Words are lower-case runs of letters and digits. LaTeX commands count as words,
+the Asymptote code of drawings ([asy] to [/asy]) does not. The whole training row is searched, solutions included. Only the
+question of a test problem is looked for, since two different problems may well have a line of working in common. A
+question shorter than n words is looked for as a whole.
 """
 
 from __future__ import annotations
@@ -116,10 +116,10 @@ def table(found: Contamination, *, n_shown: int) -> str:
     """The counts, then a line of places and a line of text for each of the worst problems."""
     n_touched, n_half = len(found.overlaps), sum(overlap.share >= 0.5 for overlap in found.overlaps)
     short = f" ({found.n_short:,} questions are shorter and were looked for as a whole)" if found.n_short else ""
+    share = 100 * n_touched / found.n_problems
     lines = [
-        f"{n_touched:,} of {found.n_problems:,} test problems ({100 * n_touched / found.n_problems:.2f} %) share a run "
-        f"of {found.n} words with one of {found.n_train_rows:,} training rows{short}; {n_half:,} share at least half "
-        "of their runs",
+        f"{n_touched:,} of {found.n_problems:,} test problems ({share:.2f} %) share a run of {found.n} words with "
+        f"one of {found.n_train_rows:,} training rows{short}; {n_half:,} share at least half of their runs"
     ]
     for overlap in found.overlaps[:n_shown]:
         lines.append(
