@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 POSTTRAIN_DATA=... python -m benchmarks.grading.gold --out benchmarks/grading/results/gold.json
 
 writes the counts, every own solution that is not CORRECT, every shuffled one that is CORRECT though its answer is
-spelled in another way, and beside them a Markdown table.
+another text or not CORRECT though it is the same, and beside them a Markdown table.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.grading.pairs import Pair, own_pairs, share_of_equal_pairs, shuffled_pairs
-from benchmarks.measure import markdown, setting, write_case
+from benchmarks.grading.recorded import markdown, write_result
+from benchmarks.measure import setting
 from posttrain.rewards.graders import GRADERS
 from posttrain.rewards.math_text import comparable
 from posttrain.rewards.pool import GradeRequest, GradingPool
@@ -30,8 +31,8 @@ CASES = (
     ("math/math_test.jsonl", "reference_extraction"),
 )
 SEED = 0
-HEADINGS = ["split", "grader", "own solutions", "correct", "correct %", "shuffled: correct %"]
-HEADINGS += ["equal gold answers %", "correct, other spelling", "unparsed", "timeout"]
+HEADINGS = ["split", "grader", "solutions", "own: correct", "own: %", "shuffled: correct", "of them the same text"]
+HEADINGS += ["same text expected", "shuffled: unparsed", "shuffled: timeout"]
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
     with GradingPool(n_workers=2) as pool:
         for source, grader in CASES:
             result["cases"].append(grade_case(pool, source, grader))
-            write_case(arguments.out, result, table(result), n_new=1)
+            write_result(arguments.out, result, table(result), n_new=1)
 
 
 def grade_case(pool: GradingPool, source: str, grader: str) -> dict[str, Any]:
@@ -51,24 +52,29 @@ def grade_case(pool: GradingPool, source: str, grader: str) -> dict[str, Any]:
     shuffled = shuffled_pairs(own, seed=SEED)
     own_grades, shuffled_grades = grades_of(pool, own, grader), grades_of(pool, shuffled, grader)
     extract = GRADERS[grader].extract
-    surprises = [
-        {"task_id": pair.task_id, "gold": pair.gold, "answer": answer}
-        for pair, grade in zip(shuffled, shuffled_grades, strict=True)
-        if grade is Grade.CORRECT and comparable(answer := extract(pair.completion) or "") != comparable(pair.gold)
-    ]
+    is_same_text = [comparable(extract(pair.completion) or "") == comparable(pair.gold) for pair in shuffled]
     return {
         "split": source,
         "grader": grader,
         "own": dict(Counter(own_grades)),
         "own_failures": [
-            {"task_id": pair.task_id, "gold": pair.gold, "answer": extract(pair.completion), "grade": grade}
+            _named(pair, extract(pair.completion), grade)
             for pair, grade in zip(own, own_grades, strict=True)
             if grade is not Grade.CORRECT
         ],
         "shuffled": dict(Counter(shuffled_grades)),
-        "share_of_equal_gold_answers": share_of_equal_pairs([comparable(pair.gold) for pair in own]),
-        "shuffled_correct_in_other_spelling": surprises,
+        "n_shuffled_same_text": sum(is_same_text),
+        "expected_share_of_same_text": share_of_equal_pairs([comparable(pair.gold) for pair in own]),
+        "shuffled_not_as_the_text_says": [
+            _named(pair, extract(pair.completion), grade)
+            for pair, grade, is_same in zip(shuffled, shuffled_grades, is_same_text, strict=True)
+            if (grade is Grade.CORRECT) != is_same
+        ],
     }
+
+
+def _named(pair: Pair, answer: str | None, grade: Grade) -> dict[str, str | None]:
+    return {"task_id": pair.task_id, "gold": pair.gold, "answer": answer, "grade": grade}
 
 
 def grades_of(pool: GradingPool, pairs: Sequence[Pair], grader: str) -> list[Grade]:
@@ -87,9 +93,9 @@ def table(result: dict[str, Any]) -> str:
                 f"{n:,}",
                 f"{own['correct']:,}",
                 f"{100 * own['correct'] / n:.2f}",
-                f"{100 * shuffled['correct'] / n:.2f}",
-                f"{100 * case['share_of_equal_gold_answers']:.2f}",
-                str(len(case["shuffled_correct_in_other_spelling"])),
+                str(shuffled["correct"]),
+                str(case["n_shuffled_same_text"]),
+                f"{n * case['expected_share_of_same_text']:.1f}",
                 str(shuffled["unparsed"]),
                 str(shuffled["timeout"]),
             ]

@@ -1,4 +1,4 @@
-"""Gold answers and completions from the test splits of GSM8K and MATH: solutions with their own problems, or shuffled."""
+"""Gold answers and completions from the test splits of GSM8K and MATH: own solutions of problems, or shuffled ones."""
 
 from __future__ import annotations
 

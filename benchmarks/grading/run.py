@@ -1,115 +1,145 @@
-"""Grading of ordinary MATH answers: our pool against bare math-verify, on the same answers in one run.
+"""Grading of ordinary MATH answers: our graders against bare math-verify, on the same answers.
 
     OMP_NUM_THREADS=1 POSTTRAIN_DATA=... python -m benchmarks.grading.run --out benchmarks/grading/results/cpu.json
 
-writes the result and, beside it, a Markdown table of it. Each answer is graded alone, one after another, once by the
-pool with one warm process and once by math-verify in this process, in turn.
+writes the result and, beside it, a Markdown table of it. Each method grades the answers one after another in a fresh
+process of its own (`--method NAME CASE`), in CPU time, since the machine may be shared. Ours run what a process of the
+pool runs, from the same start; what asking the pool adds is timed apart (`round_trip_ms`).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.grading.pairs import Pair, own_pairs, shuffled_pairs
-from benchmarks.measure import markdown, setting, write_case
-from posttrain.rewards.pool import GradeRequest, GradingPool
+from benchmarks.grading.recorded import markdown, write_result
+from benchmarks.measure import in_fresh_process, setting
+from posttrain.rewards.graders import GRADERS
+from posttrain.rewards.symbolic import warm_up
+from posttrain.rewards.worker_process import WorkerProcess
 from posttrain.schema import Grade
 
+MODULE = "benchmarks.grading.run"
 SEED = 1
-CASES = (("right", 1.0), ("half right", 0.5), ("wrong", 0.0))  # name, share of answers to the problem itself
-GRADERS_TIMED = ("math_verify", "reference_extraction")
-HEADINGS = ["answers", "n", "grader", "p50 ms", "p99 ms", "max ms", "answers/s", "answers/s / bare", "other verdicts"]
+N_ANSWERS = 1000
+BARE = "bare math-verify"
+METHODS = (BARE, "math_verify", "reference_extraction")
+CASES = {"right": 1.0, "half right": 0.5, "wrong": 0.0}  # share of answers to the problem itself
+HEADINGS = ["answers", "n", "method", "p50 ms", "p99 ms", "max ms", "answers/s", "answers/s / bare", "other verdicts"]
 
-Grade1 = Callable[[Pair], bool]  # whether the answer is graded right
+IsRight = Callable[[Pair], bool]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--n", type=int, default=1000, help="answers of each case")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--method", nargs=2, metavar=("METHOD", "CASE"))
     arguments = parser.parse_args()
-    logging.disable(logging.WARNING)
+    if arguments.method:
+        method, case = arguments.method
+        print(json.dumps(time_method(method, answers(share_right=CASES[case]))))
+        return
     result: dict[str, Any] = {"setting": setting(["math-verify", "sympy"]), "seed": SEED, "cases": []}
-    with GradingPool(n_workers=1) as pool:
-        pool.grade([GradeRequest("x+1", r"\boxed{1+x}", "math_verify")])  # starts the process
-        methods: dict[str, Grade1] = {"bare math-verify": _bare}
-        methods |= {name: _pooled(pool, name) for name in GRADERS_TIMED}
-        _bare(Pair("", "x+1", r"\boxed{1+x}"))
-        for name, share in CASES:
-            pairs = answers(arguments.n, share_right=share)
-            result["cases"].append({"answers": name, "n": len(pairs), "methods": measure(methods, pairs)})
-            write_case(arguments.out, result, table(result), n_new=len(methods))
+    result["round_trip_ms"] = round_trip_ms()
+    for case, share in CASES.items():
+        timed = {name: in_fresh_process(MODULE, ["--method", name, case]) for name in METHODS}
+        entry = {"answers": case, "methods": compare(timed, answers(share_right=share))}
+        result["cases"].append(entry)
+        write_result(arguments.out, result, table(result), n_new=len(METHODS))
 
 
-def answers(n: int, *, share_right: float) -> list[Pair]:
-    """n problems of MATH's test split at random: the first with their own solution, the rest with another's."""
+def answers(*, share_right: float) -> list[Pair]:
+    """Problems of MATH's test split at random, the first of them with their own solution, the rest with another's."""
     own = own_pairs("math/math_test.jsonl")
     other = shuffled_pairs(own, seed=SEED)
-    order = shuffled_pairs([Pair(str(index), "", str(index)) for index in range(len(own))], seed=SEED + 1)
-    chosen = [int(pair.completion) for pair in order[:n]]
-    n_right = round(share_right * n)
+    order = shuffled_pairs([Pair("", "", str(index)) for index in range(len(own))], seed=SEED + 1)
+    chosen = [int(pair.completion) for pair in order[:N_ANSWERS]]
+    n_right = round(share_right * N_ANSWERS)
     return [own[index] for index in chosen[:n_right]] + [other[index] for index in chosen[n_right:]]
 
 
-def measure(methods: dict[str, Grade1], pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
-    """Milliseconds of each answer by each method, and the answers on which a method and bare math-verify differ."""
-    milliseconds: dict[str, list[float]] = {name: [] for name in methods}
-    verdicts: dict[str, list[bool]] = {name: [] for name in methods}
+def time_method(name: str, pairs: list[Pair]) -> dict[str, list[Any]]:
+    """CPU milliseconds and verdict of each answer."""
+    logging.disable(logging.WARNING)
+    is_right = bare_math_verify if name == BARE else ours(name)
+    is_right(Pair("", "x+1", r"\boxed{1+x}"))
+    milliseconds: list[float] = []
+    verdicts: list[bool] = []
     for pair in pairs:
-        for name, grade in methods.items():
-            start = time.perf_counter()
-            verdicts[name].append(grade(pair))
-            milliseconds[name].append(1000 * (time.perf_counter() - start))
-    bare = verdicts["bare math-verify"]
-    return {
-        name: {
-            "milliseconds": [round(value, 3) for value in milliseconds[name]],
-            "other_verdicts": [
-                {
-                    "task_id": pair.task_id,
-                    "gold": pair.gold,
-                    "end_of_completion": pair.completion[-120:],
-                    "bare": theirs,
-                }
-                for pair, ours, theirs in zip(pairs, verdicts[name], bare, strict=True)
-                if ours != theirs
-            ],
-        }
-        for name in methods
-    }
+        start = time.process_time()
+        verdicts.append(is_right(pair))
+        milliseconds.append(round(1000 * (time.process_time() - start), 3))
+    return {"milliseconds": milliseconds, "verdicts": verdicts}
 
 
-def _pooled(pool: GradingPool, grader: str) -> Grade1:
-    return lambda pair: pool.grade([GradeRequest(pair.gold, pair.completion, grader)]) == [Grade.CORRECT]
+def ours(grader: str) -> IsRight:
+    warm_up()
+    return lambda pair: GRADERS[grader](pair.gold, pair.completion) is Grade.CORRECT
 
 
-def _bare(pair: Pair) -> bool:
+def bare_math_verify(pair: Pair) -> bool:
     """math-verify as its README says, with its own time limits."""
     from math_verify import parse, verify
 
     return verify(parse(f"${pair.gold}$"), parse(pair.completion))
 
 
+def round_trip_ms() -> float:
+    """Median wall milliseconds by which asking a warm process costs more than the work: that of an answer like 1."""
+    worker = WorkerProcess(time_limit_s=60.0, memory_limit_mb=512)
+    milliseconds: list[float] = []
+    for _ in range(200):
+        start = time.perf_counter()
+        worker.verify("math_verify", "1", "1")
+        milliseconds.append(1000 * (time.perf_counter() - start))
+    worker.stop()
+    return statistics.median(milliseconds)
+
+
+def compare(timed: dict[str, dict[str, list[Any]]], pairs: list[Pair]) -> dict[str, dict[str, Any]]:
+    """The times, and the answers on which a method and bare math-verify differ."""
+    return {
+        name: {
+            "milliseconds": summary(timed[name]["milliseconds"]),
+            "other_verdicts": [
+                {"task_id": p.task_id, "gold": p.gold, "end_of_completion": p.completion[-120:], "bare": theirs}
+                for p, own, theirs in zip(pairs, timed[name]["verdicts"], timed[BARE]["verdicts"], strict=True)
+                if own != theirs
+            ],
+        }
+        for name in timed
+    }
+
+
+def summary(milliseconds: list[float]) -> dict[str, float]:
+    """Number, sum and quantiles."""
+    ordered = sorted(milliseconds)
+    n = len(ordered)
+    quantiles = {f"p{q}": ordered[n * q // 100] for q in (50, 90, 95, 99)}
+    return {"n": n, "sum": round(sum(ordered), 1), **quantiles, "max": ordered[-1]}
+
+
 def table(result: dict[str, Any]) -> str:
     rows: list[list[str]] = []
     for case in result["cases"]:
-        bare_s = sum(case["methods"]["bare math-verify"]["milliseconds"]) / 1000
+        bare = case["methods"][BARE]["milliseconds"]
         for name, method in case["methods"].items():
-            times = sorted(method["milliseconds"])
-            seconds = sum(times) / 1000
+            spent = method["milliseconds"]
             rows.append(
                 [
                     case["answers"],
-                    f"{case['n']:,}",
+                    f"{spent['n']:,}",
                     name,
-                    *(f"{value:.1f}" for value in (times[len(times) // 2], times[len(times) * 99 // 100], times[-1])),
-                    f"{case['n'] / seconds:.0f}",
-                    f"{bare_s / seconds:.1f}",
+                    *(f"{spent[quantile]:.2f}" for quantile in ("p50", "p99", "max")),
+                    f"{1000 * spent['n'] / spent['sum']:.0f}",
+                    f"{bare['sum'] / spent['sum']:.1f}",
                     str(len(method["other_verdicts"])),
                 ]
             )

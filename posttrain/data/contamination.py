@@ -2,9 +2,9 @@
 
 A test problem is touched when its question and a training row have a run of n words in common (13 as in Brown et al.
 2020, arXiv 2005.14165, appendix C). Words are lower-case runs of letters and digits. LaTeX commands count as words,
-the Asymptote code of drawings ([asy] to [/asy]) does not. The whole training row is searched, solutions included. Only the
-question of a test problem is looked for, since two different problems may well have a line of working in common. A
-question shorter than n words is looked for as a whole.
+the Asymptote code of drawings ([asy] to [/asy]) does not. The whole training row is searched, solutions included.
+Only the question of a test problem is looked for, since two different problems may well have a line of working in
+common. A question shorter than n words is looked for as a whole.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ class MethodSummary:
     tokens_per_answer: float  # discarded branches included
     n_answers: int
     n_unparsed: int
+    n_timeout: int
     n_cut: int  # ended by the token budget
 
 
@@ -94,6 +95,7 @@ def summarise(records: Sequence[AnswerRecord], *, bootstrap_seed: int = 0) -> Me
         tokens_per_answer=float(np.mean([record.n_generated_tokens for record in records])),
         n_answers=len(records),
         n_unparsed=sum(record.grade is Grade.UNPARSED for record in records),
+        n_timeout=sum(record.grade is Grade.TIMEOUT for record in records),
         n_cut=sum(record.finish_reason is FinishReason.LENGTH for record in records),
     )
 

@@ -10,7 +10,7 @@ from itertools import combinations
 from posttrain.evaluation.comparison import Comparison, ComparisonError, MethodSummary, compare, summarise
 from posttrain.evaluation.records import SAMPLE, MethodBudget, group_records, split_method
 from posttrain.evaluation.statistics import Interval
-from posttrain.schema import AnswerRecord
+from posttrain.schema import AnswerRecord, Grade
 
 GREEDY = "greedy"
 START_METHOD = "sft/greedy"
@@ -66,13 +66,17 @@ def markdown_table(records: Iterable[AnswerRecord], *, start_method: str = START
 def summary_table(answers: Answers, *, start_method: str) -> Table:
     """One row per method and budget: accuracy, interval, tokens, and the paired difference to the start.
 
-    Greedy methods come first, beginning with the start; then the others by name and budget.
+    Greedy methods come first, beginning with the start; then the others by name and budget. Answers that could not be
+    graded within the limits have a column where there are any.
     """
     has_seeds = any(len({record.seed for record in records}) > 1 for records in answers.values())
+    has_timeouts = any(record.grade is Grade.TIMEOUT for records in answers.values() for record in records)
     start = _start(answers, start_method)
     header = ["method", "samples", "problems", "seeds", "accuracy %, 95 % interval"]
     header += ["interval over seeds (t)"] if has_seeds else []
-    header += ["tokens per answer", f"points over {start_method}", "unparsed %", "cut %"]
+    header += ["tokens per answer", f"points over {start_method}", "unparsed %"]
+    header += ["timeout %"] if has_timeouts else []
+    header += ["cut %"]
     rows = []
     for key in _reading_order(answers, start_method):
         summary = summarise(answers[key])
@@ -80,7 +84,8 @@ def summary_table(answers: Answers, *, start_method: str) -> Table:
         cells += [percent_with_interval(summary.accuracy)]
         cells += [percent_interval(summary.over_seeds)] if has_seeds else []
         cells += [f"{summary.tokens_per_answer:.1f}", _difference_to(start, key, answers[key])]
-        cells += [f"{100 * n / summary.n_answers:.1f}" for n in (summary.n_unparsed, summary.n_cut)]
+        counts = [summary.n_unparsed, *([summary.n_timeout] if has_timeouts else []), summary.n_cut]
+        cells += [f"{100 * n / summary.n_answers:.1f}" for n in counts]
         rows.append(tuple(cells))
     return Table(tuple(header), tuple(rows))
 

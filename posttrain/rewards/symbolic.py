@@ -17,6 +17,25 @@ from posttrain.schema import Grade
 
 # Letters take the values 0.7312, 1.1434, ...; formulas that differ by more than this share there are not equal.
 POINT_START, POINT_STEP, POINT_TOLERANCE = 0.7312, 0.4122, 1e-3
+COMMON_FORMS = (
+    r"\frac{1}{2}",
+    r"-2x^2+3x-\sqrt{2}",
+    r"x^{10}-\frac{3}{4}x^3y+7",
+    r"\left(1,\frac{\pi}{2}\right]",
+    r"(-\infty,-4)\cup(-4,6)\cup(6,\infty)",
+    r"\begin{pmatrix}1&-2\\3&\frac{1}{2}\end{pmatrix}",
+    r"y=-\frac{1}{2}x^2+4x-6",
+    r"1,-1,3+2i,-\sqrt{5}",
+    r"\frac{3+\sqrt{17}}{2}",
+    r"120^\circ",
+    r"45\%",
+    r"\text{Evelyn}",
+    r"3\frac{1}{8}",
+    r"x\ge\frac{2}{3}",
+    r"\sin^2 x+\log_2 3",
+    r"2_{5}",
+    r"12\text{ cm}",
+)
 INSTALL_HINT = "this grader needs math-verify: pip install 'posttrain[math]'"
 
 
@@ -52,9 +71,9 @@ def verify_by_math_verify(gold: str, answer: str) -> Grade:
 
 
 def warm_up() -> None:
-    """Load math-verify and build its parser's tables, so that the first answer is not charged for it."""
+    """Load math-verify and fill its parser's tables, which grow with what they see, before answers wait for it."""
     install_two_stage_parser()
-    for latex in (r"\frac{1}{2}", r"x^2+3x-\sqrt{2}", r"\left(1,\infty\right)", r"\begin{pmatrix}1\\2\end{pmatrix}"):
+    for latex in COMMON_FORMS:
         verify_by_math_verify(latex, r"\frac{2\pi}{4}")
 
 

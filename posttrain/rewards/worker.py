@@ -28,7 +28,8 @@ def main(fd: int, memory_limit_mb: int, time_limit_s: float) -> None:
     """Serve until the other end closes."""
     # Twice the limit: what takes more than the limit is graded TIMEOUT below, and a single request for far more
     # memory than that is refused before it is served.
-    resource.setrlimit(resource.RLIMIT_AS, (2 * memory_limit_mb << 20,) * 2)
+    limit_bytes = 2 * memory_limit_mb << 20
+    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.disable(logging.WARNING)  # math-verify warns that its own time-outs are off
     channel = Connection(fd)

@@ -41,7 +41,8 @@ class Tally:
             n_mixed=counts["n_problems_mixed"],
             n_tokens=counts["n_tokens"],
             n_cut=counts["n_cut_by_length"],
-            n_by_grade=Counter({g: counts[f"n_{g.value}"] for g in Grade}),
+            # Summaries from before grading could time out do not count timeouts.
+            n_by_grade=Counter({g: counts.get(f"n_{g.value}", 0) for g in Grade}),
         )
 
     def __add__(self, other: Tally) -> Tally:
@@ -53,9 +54,10 @@ class Tally:
         return self.n_by_grade.total()
 
     def progress(self) -> str:
-        """For the progress bar: `accuracy 31.2 %, unparsed 4.0 %`."""
-        correct, unparsed = (100 * self.n_by_grade[g] / max(self.n_rows, 1) for g in (Grade.CORRECT, Grade.UNPARSED))
-        return f"accuracy {correct:.1f} %, unparsed {unparsed:.1f} %"
+        """For the progress bar: `accuracy 31.2 %, unparsed 4.0 %`, and timeouts where there are any."""
+        percent = {g: 100 * self.n_by_grade[g] / max(self.n_rows, 1) for g in Grade}
+        timeout = f", timeout {percent[Grade.TIMEOUT]:.1f} %" if percent[Grade.TIMEOUT] else ""
+        return f"accuracy {percent[Grade.CORRECT]:.1f} %, unparsed {percent[Grade.UNPARSED]:.1f} %{timeout}"
 
     def to_json(self) -> dict[str, object]:
         """Counts and the shares that readers ask for first; shares of an empty collection are null."""

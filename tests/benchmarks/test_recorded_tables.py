@@ -6,18 +6,29 @@ from pathlib import Path
 import pytest
 
 from benchmarks.dpo_step import run as dpo_run
+from benchmarks.grading import gold as grading_gold
+from benchmarks.grading import run as grading_run
 from benchmarks.logprob_core import run as logprob_run
 from benchmarks.oreo_step import run as oreo_run
 from benchmarks.packing import run as packing_run
 
-RUNS = {"dpo_step": dpo_run, "logprob_core": logprob_run, "oreo_step": oreo_run, "packing": packing_run}
+RUNS = {
+    "dpo_step/results/cpu": dpo_run,
+    "grading/results/cpu": grading_run,
+    "grading/results/gold": grading_gold,
+    "logprob_core/results/cpu": logprob_run,
+    "oreo_step/results/cpu": oreo_run,
+    "packing/results/cpu": packing_run,
+}
 
 
-@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_table_in_the_readme_is_made_of_the_recorded_result(run):
+@pytest.mark.parametrize("name", RUNS)
+def test_table_in_the_readme_is_made_of_the_recorded_result(name):
+    run = RUNS[name]
     folder = Path(run.__file__).parent
-    result = json.loads((folder / "results/cpu.json").read_text())
+    recorded = folder.parent / name
+    result = json.loads(recorded.with_suffix(".json").read_text())
     table = run.table(result)
     assert len(result["cases"]) == len(run.CASES)
     assert table in (folder / "README.md").read_text()
-    assert table == (folder / "results/cpu.md").read_text().strip()
+    assert table == recorded.with_suffix(".md").read_text().strip()

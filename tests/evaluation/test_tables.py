@@ -15,7 +15,7 @@ def answers(method, letters, *, seed=0, budget=1):
             seed=seed,
             budget=budget,
             text="",
-            grade=Grade.CORRECT if letter == "c" else Grade.WRONG,
+            grade={"c": Grade.CORRECT, "w": Grade.WRONG, "t": Grade.TIMEOUT}[letter],
             finish_reason=FinishReason.STOP,
             n_generated_tokens=10 * budget,
             value=None,
@@ -35,6 +35,12 @@ def test_markdown_table_starts_with_the_start_and_gives_intervals_and_difference
         "| oreo/greedy | 1 | 4 | 1 | 100.0 [51.0, 100.0] | 10.0 | 0.0, the same problems solved | 0.0 | 0.0 |",
         "| oreo/beam | 4 | 4 | 1 | 100.0 [51.0, 100.0] | 40.0 | 0.0, the same problems solved | 0.0 | 0.0 |",
     ]
+
+
+def test_markdown_table_with_timeouts_has_a_column_for_them():
+    header, _, row = markdown_table(answers("sft/greedy", "cwwt")).splitlines()
+    assert header.endswith("| unparsed % | timeout % | cut % |")
+    assert row.endswith("| 0.0 | 25.0 | 0.0 |")
 
 
 def test_markdown_table_of_two_seeds_has_the_interval_over_seeds():

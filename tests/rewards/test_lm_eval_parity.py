@@ -1,4 +1,4 @@
-"""Our two lm-eval graders against lm-eval, row by row: its recorded verdicts, and the package where it is installed."""
+"""Our two lm-eval graders against lm-eval, row by row: its recorded verdicts, and the package where it is there."""
 
 from __future__ import annotations
 
