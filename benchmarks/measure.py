@@ -11,12 +11,76 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 Step = Callable[[], dict[str, float]]  # one step; what it returns is shown beside its time
+Build = Callable[[str, Any], Step]  # the step of a name, on a case
+Cells = Callable[[dict[str, Any], dict[str, Any], str], list[str]]  # case, its steps, the name of one -> a table's row
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Steps that do the same work in different ways, on several cases."""
+
+    module: str  # its `python -m module --memory STEP CASE` measures one step in a fresh process
+    cases: Sequence[Any]  # dataclasses
+    names: Callable[[Any], Sequence[str]]  # the steps of a case, as the table orders them
+    build: Build  # for the times
+    build_alone: Build  # for the peak: what is allocated while building is not counted, while stepping is
+    table: Callable[[dict[str, Any]], str]
+    packages: Sequence[str]  # whose versions are recorded
+    clock: Callable[[], float] = time.perf_counter
+
+
+def compare(comparison: Comparison, description: str | None) -> None:
+    """The command line of a comparison: times of its steps in turn, peak of each alone, result and table to --out."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="how often every step is timed")
+    either = parser.add_mutually_exclusive_group(required=True)
+    either.add_argument("--out", type=Path, help="the result, .json; its table goes beside it as .md")
+    either.add_argument("--memory", nargs=2, metavar=("STEP", "CASE"), help="print the peak of one step alone in MiB")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.memory:
+        name, index = arguments.memory
+        print(json.dumps(peak_growth_mib(comparison.build_alone(name, comparison.cases[int(index)]))))
+        return
+    result = {"setting": setting(comparison.packages), "rounds": arguments.rounds, "cases": []}
+    for index, case in enumerate(comparison.cases):
+        steps = _measure(comparison, index, case, arguments.rounds)
+        result["cases"].append({"case": asdict(case), "steps": steps})
+        table = comparison.table(result)
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.out.with_suffix(".md").write_text(table + "\n")
+        print("\n".join(table.splitlines()[-len(steps) :]), flush=True)
+
+
+def _measure(comparison: Comparison, index: int, case: Any, n_rounds: int) -> dict[str, dict[str, Any]]:
+    names = comparison.names(case)
+    peaks = {name: in_fresh_process(comparison.module, ["--memory", name, str(index)]) for name in names}
+    steps = {name: comparison.build(name, case) for name in names}
+    timed = interleaved(steps, n_rounds=n_rounds, clock=comparison.clock)
+    return {name: {**timed[name], "peak_mib": peaks[name]} for name in names}
+
+
+def with_its_networks(build: Build) -> Build:
+    """Building and two steps as one step: its peak holds weights, gradients and the optimiser's state."""
+
+    def build_alone(name: str, case: Any) -> Step:
+        def build_and_step() -> dict[str, float]:
+            step = build(name, case)
+            step()
+            return step()
+
+        return build_and_step
+
+    return build_alone
 
 
 def interleaved(
@@ -56,25 +120,19 @@ def in_fresh_process(module: str, arguments: Sequence[str]) -> Any:
     return json.loads(finished.stdout.splitlines()[-1])
 
 
-def read_arguments(description: str | None, *, measured: str) -> argparse.Namespace:
-    """--out and --rounds of a comparison, and --memory for the one of its `measured` that a fresh process runs."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory", nargs=2, metavar=(measured, "CASE"))
-    return parser.parse_args()
-
-
-def write_case(out: Path, result: Mapping[str, Any], table: str, *, n_new: int) -> None:
-    """Write the result so far and, beside it, its table; print the `n_new` last rows."""
-    out.write_text(json.dumps(result, indent=1) + "\n")
-    out.with_suffix(".md").write_text(table + "\n")
-    print("\n".join(table.splitlines()[-n_new:]), flush=True)
-
-
-def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+def tabulate(
+    result: Mapping[str, Any],
+    headings: Sequence[str],
+    cells: Callable[[dict[str, Any], dict[str, Any], str], list[str]],
+) -> str:
+    """A Markdown table of a result, a row for each step of each case."""
+    rows = [cells(entry["case"], entry["steps"], name) for entry in result["cases"] for name in entry["steps"]]
     return "\n".join("| " + " | ".join(row) + " |" for row in (headings, ["---"] * len(headings), *rows))
+
+
+def beside(field: str, step: Mapping[str, Any], peers: Sequence[Mapping[str, Any]], *, digits: int) -> list[str]:
+    """A measured field of a step, and its ratio to that of each peer."""
+    return [f"{step[field]:.{digits}f}", *(f"{step[field] / peer[field]:.2f}" for peer in peers)]
 
 
 def setting(packages: Sequence[str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
+from benchmarks.measure import Step
 from posttrain.models.logprobs import score_chosen
 from posttrain.models.policy import frozen_copy
 
@@ -29,8 +30,6 @@ CHUNK = 128
 N_PROMPT = 48
 COMPLETIONS = (48, 112)  # shortest and longest, tokens
 PAD, BOS, EOS = 0, 1, 2
-
-Step = Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.grading.pairs import Pair, own_pairs, share_of_equal_pairs, shuffled_pairs
-from benchmarks.measure import markdown, setting, write_case
+from benchmarks.grading.recorded import markdown, write_result
+from benchmarks.measure import setting
 from posttrain.rewards.graders import GRADERS
 from posttrain.rewards.math_text import comparable
 from posttrain.rewards.pool import GradeRequest, GradingPool
@@ -42,7 +43,7 @@ def main() -> None:
     with GradingPool(n_workers=2) as pool:
         for source, grader in CASES:
             result["cases"].append(grade_case(pool, source, grader))
-            write_case(arguments.out, result, table(result), n_new=1)
+            write_result(arguments.out, result, table(result), n_new=1)
 
 
 def grade_case(pool: GradingPool, source: str, grader: str) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.grading.pairs import Pair, own_pairs, shuffled_pairs
-from benchmarks.measure import in_fresh_process, markdown, setting, write_case
+from benchmarks.grading.recorded import markdown, write_result
+from benchmarks.measure import in_fresh_process, setting
 from posttrain.rewards.graders import GRADERS
 from posttrain.rewards.symbolic import warm_up
 from posttrain.rewards.worker_process import WorkerProcess
@@ -51,7 +52,7 @@ def main() -> None:
         timed = {name: in_fresh_process(MODULE, ["--method", name, case]) for name in METHODS}
         entry = {"answers": case, "methods": compare(timed, answers(share_right=share))}
         result["cases"].append(entry)
-        write_case(arguments.out, result, table(result), n_new=len(METHODS))
+        write_result(arguments.out, result, table(result), n_new=len(METHODS))
 
 
 def answers(*, share_right: float) -> list[Pair]:
@@ -106,7 +107,7 @@ def compare(timed: dict[str, dict[str, list[Any]]], pairs: list[Pair]) -> dict[s
     """The times, and the answers on which a method and bare math-verify differ."""
     return {
         name: {
-            "milliseconds": timed[name]["milliseconds"],
+            "milliseconds": summary(timed[name]["milliseconds"]),
             "other_verdicts": [
                 {"task_id": p.task_id, "gold": p.gold, "end_of_completion": p.completion[-120:], "bare": theirs}
                 for p, own, theirs in zip(pairs, timed[name]["verdicts"], timed[BARE]["verdicts"], strict=True)
@@ -117,21 +118,28 @@ def compare(timed: dict[str, dict[str, list[Any]]], pairs: list[Pair]) -> dict[s
     }
 
 
+def summary(milliseconds: list[float]) -> dict[str, float]:
+    """Number, sum and quantiles."""
+    ordered = sorted(milliseconds)
+    n = len(ordered)
+    quantiles = {f"p{q}": ordered[n * q // 100] for q in (50, 90, 95, 99)}
+    return {"n": n, "sum": round(sum(ordered), 1), **quantiles, "max": ordered[-1]}
+
+
 def table(result: dict[str, Any]) -> str:
     rows: list[list[str]] = []
     for case in result["cases"]:
-        bare_s = sum(case["methods"][BARE]["milliseconds"]) / 1000
+        bare = case["methods"][BARE]["milliseconds"]
         for name, method in case["methods"].items():
-            times = sorted(method["milliseconds"])
-            seconds = sum(times) / 1000
+            spent = method["milliseconds"]
             rows.append(
                 [
                     case["answers"],
-                    f"{len(times):,}",
+                    f"{spent['n']:,}",
                     name,
-                    *(f"{value:.2f}" for value in (times[len(times) // 2], times[len(times) * 99 // 100], times[-1])),
-                    f"{len(times) / seconds:.0f}",
-                    f"{bare_s / seconds:.1f}",
+                    *(f"{spent[quantile]:.2f}" for quantile in ("p50", "p99", "max")),
+                    f"{1000 * spent['n'] / spent['sum']:.0f}",
+                    f"{bare['sum'] / spent['sum']:.1f}",
                     str(len(method["other_verdicts"])),
                 ]
             )

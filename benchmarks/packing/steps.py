@@ -6,13 +6,12 @@ Both start from the same weights and see the same batch, so losses and gradient 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from benchmarks.measure import Step
 from benchmarks.packing.lengths import typical_batch
 from posttrain.data.collate import StateLevel, collate
 from posttrain.losses import oreo_token, total
@@ -21,12 +20,21 @@ from posttrain.models.packing import packed_hidden, padded_hidden, use_packed_at
 from posttrain.models.policy import frozen_copy
 from posttrain.models.value import ValueHead
 from posttrain.schema import EncodedTrajectory, TokenBatch
+from posttrain.training.optimizer import (
+    AdamWSettings,
+    Network,
+    TensorGradients,
+    build_optimizer,
+    clip_scale,
+    network_parameters,
+)
 
 BETA, ALPHA = 0.03, 0.01  # of the paper's runs
 LEARNING_RATE = 1e-6  # steps stay near the start, so that every round does the same work
+MAX_GRAD_NORM = 1.0
+NETWORKS = tuple(Network(name, LEARNING_RATE, MAX_GRAD_NORM) for name in ("policy", "value"))
+ADAMW = AdamWSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
 CHUNK = 1024
-
-Step = Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +48,21 @@ class Case:
 
 
 def oreo_step(case: Case, *, is_packed: bool) -> Step:
+    """The step of `posttrain.training`: one backward pass and one optimiser for both networks, each clipped alone."""
     model = make_networks(case, is_packed=is_packed).train()
-    batch = TokenBatch(**collate(make_rows(case), pad_id=0, states=StateLevel.TOKEN))
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True)
+    batch = make_batch(case)
+    optimizer = build_optimizer(model, NETWORKS, ADAMW, decayed=())
+    gradients = TensorGradients(network_parameters(model, NETWORKS))
 
     def step() -> dict[str, float]:
         loss = total(oreo_token(token_values(model, batch), beta=BETA, alpha=ALPHA), {"sequence": case.n_rows})
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(trained, 1.0)
+        norms = gradients.norms()
+        for network in NETWORKS:
+            gradients.scale(network.name, clip_scale(norms[network.name], network.max_grad_norm))
         optimizer.step()
         optimizer.zero_grad()
-        return {"loss": loss.item(), "grad_norm": norm.item()}
+        return {"loss": loss.item(), **{f"{name}_grad_norm": norm for name, norm in norms.items()}}
 
     return step
 
@@ -75,12 +86,16 @@ def make_networks(case: Case, *, is_packed: bool) -> ActorCritic:
     value.score = ValueHead(0.02 * torch.randn(1, case.width))
     with torch.no_grad():
         for weight in policy.parameters():
-            weight.add_(1e-3 * torch.randn_like(weight))
+            weight.add_(5e-3 * torch.randn_like(weight))
     if is_packed:
         for network in (policy, value, reference):
             use_packed_attention(network)
     hidden_states = packed_hidden if is_packed else padded_hidden
     return ActorCritic(policy, value, reference, chunk_size=CHUNK, hidden_states=hidden_states)
+
+
+def make_batch(case: Case) -> TokenBatch:
+    return TokenBatch(**collate(make_rows(case), pad_id=0, states=StateLevel.TOKEN))
 
 
 def make_rows(case: Case) -> list[EncodedTrajectory]:

@@ -1,4 +1,4 @@
-"""math-verify's LaTeX parser with ANTLR's two stages, six times as fast on answers to MATH and equal in what it reads.
+"""math-verify's LaTeX parser with ANTLR's two stages: half the time on answers to MATH, and the same readings.
 
 ANTLR documents its SLL prediction as giving either the tree of full LL prediction or a syntax error, and advises to
 try SLL first and LL after an error; latex2sympy2_extended 1.11.0 runs LL alone. Only grading processes install this.

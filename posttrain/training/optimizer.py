@@ -59,7 +59,10 @@ def network_parameters(model: nn.Module, networks: Sequence[Network]) -> dict[st
 def build_optimizer(
     model: nn.Module, networks: Sequence[Network], settings: AdamWSettings, *, decayed: Collection[str]
 ) -> torch.optim.AdamW:
-    """AdamW with up to two groups per network: the parameters named in `decayed`, and the rest with weight decay 0."""
+    """AdamW with up to two groups per network: the parameters named in `decayed`, and the rest with weight decay 0.
+
+    Fused: it reads each weight once, and holds no temporary copies of the largest one.
+    """
     network_parameters(model, networks)
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = []

@@ -9,6 +9,7 @@ from benchmarks.dpo_step import run as dpo_run
 from benchmarks.grading import gold as grading_gold
 from benchmarks.grading import run as grading_run
 from benchmarks.logprob_core import run as logprob_run
+from benchmarks.oreo_step import run as oreo_run
 from benchmarks.packing import run as packing_run
 
 RUNS = {
@@ -16,6 +17,7 @@ RUNS = {
     "grading/results/cpu": grading_run,
     "grading/results/gold": grading_gold,
     "logprob_core/results/cpu": logprob_run,
+    "oreo_step/results/cpu": oreo_run,
     "packing/results/cpu": packing_run,
 }
 

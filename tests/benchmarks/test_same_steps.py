@@ -7,6 +7,7 @@ import pytest
 from benchmarks.dpo_step import run as dpo_run
 from benchmarks.dpo_step import steps as dpo_steps
 from benchmarks.logprob_core import methods
+from benchmarks.oreo_step import run as oreo_run
 from benchmarks.packing import steps as packing_steps
 
 
@@ -43,3 +44,13 @@ def test_packed_oreo_steps_follow_padded_ones():
     padded, packed = (packing_steps.oreo_step(case, is_packed=is_packed) for is_packed in (False, True))
     for _ in range(3):
         assert packed() == pytest.approx(padded(), rel=1e-5)
+
+
+def test_our_oreo_steps_follow_those_of_the_reference_algorithm():
+    # float32 and a learning rate of 1e-6, as above. The gradient norms hold the terms apart that one loss adds up.
+    case = packing_steps.Case(n_vocabulary=64, width=192, n_layers=1, n_rows=4)
+    steps = {name: oreo_run.build(name, case) for name in oreo_run.STEPS}
+    for _ in range(3):
+        results = {name: step() for name, step in steps.items()}
+        for result in results.values():
+            assert result == pytest.approx(results["reference algorithm"], rel=1e-5)

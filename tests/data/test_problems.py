@@ -16,6 +16,9 @@ from posttrain.data.problems import (
 )
 from posttrain.data.sources import RowsError, write_jsonl
 
+# The files made here are called as a known split on purpose, and are not it.
+pytestmark = pytest.mark.filterwarnings("ignore::posttrain.data.known_splits.SplitDiffersWarning")
+
 QUESTION = "How many eggs are 6 boxes of 200?"
 SOLUTION = "6 * 200 = <<6*200=1200>>1200 eggs.\n#### 1,200"
 

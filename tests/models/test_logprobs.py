@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from posttrain.models.logprobs import TokenLogProbs, score_chosen, score_tokens
+from posttrain.models.vocabulary_tiles import tiles
 from tests import reference
 
 N, D, V = 7, 5, 11
@@ -260,3 +261,17 @@ def test_compiled_loss_has_the_gradients_of_the_eager_one(backend):
     grads = [torch.autograd.grad(value, (inputs[0], inputs[1].weight)) for value in values]
     for eager, compiled in zip(*grads, strict=True):
         assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n_tokens", "width"), [(1000, 384), (100, 42)])
+def test_rows_of_a_tile_begin_on_cache_lines_unless_a_tile_is_narrower_than_one_step(monkeypatch, n_tokens, width):
+    # As many logits as 3 positions have, on 7: 3 · 1000 / 7 = 428 columns, down to 6 · 64; 3 · 100 / 7 = 42, below 64.
+    widths = []
+
+    def recorded(n_vocabulary: int, n_columns: int):
+        widths.append(n_columns)
+        return tiles(n_vocabulary, n_columns)
+
+    monkeypatch.setattr("posttrain.models.tiled_scores.tiles", recorded)
+    score_chosen(torch.randn(N, D), nn.Linear(D, n_tokens), torch.zeros(N, dtype=torch.int64), chunk_size=3)
+    assert widths == [width]

@@ -219,3 +219,48 @@ def test_fast_path_says_what_the_worker_says_on_plain_numbers(name):
         n_decided += 1
         assert decided is verify(gold.strip(), answer), (gold, answer)
     assert n_decided > 20
+
+
+PIECES = (
+    *(r"\boxed{", r"\frac", "{", "}", "(", ")", "[", "]", ",", "$", "$$", r"\(", r"\)", r"\[", r"\]", "^", "_", "&"),
+    *(
+        "1",
+        "99",
+        ".",
+        "/",
+        "-",
+        "!",
+        "%",
+        "=",
+        "x",
+        " ",
+        "\n",
+        r"\\",
+        r"\sqrt",
+        r"\left",
+        r"\text{",
+        r"\%",
+        r"\$",
+        "####",
+    ),
+    *(
+        r"\begin{pmatrix}",
+        r"\end{pmatrix}",
+        "answer is",
+        "he answer is ",
+        "```output\n",
+        "final answer is $",
+        "$. I hope",
+    ),
+    *("\u2212", "\u0661", "\x00", "\ud800", "1,800", "inf", "nan", "1e999"),
+)
+
+
+@pytest.mark.parametrize("name", GRADERS)
+def test_bounded_part_of_a_grader_gives_a_grade_or_none_for_any_text(name):
+    rng = random.Random(name)
+    golds = ["18"] if name in ("final_number", "gsm8k_strict") else ["18", r"\frac{1}{2}", "(1,2)", "x+1", "1,800"]
+    for _ in range(1000):
+        text = "".join(rng.choices(PIECES, k=rng.choice((1, 3, 8, 20, 60))))
+        grade = GRADERS[name].first_grade(rng.choice(golds), GRADERS[name].extract(text))
+        assert grade is None or grade in set(Grade)

@@ -44,7 +44,8 @@ def run(policy: Path, folder: Path, n_rows: int = 12, **changes: Any) -> Objecti
 def test_a_run_on_packed_rows_has_the_losses_of_one_on_padded_rows(
     policy_folder: Path, tmp_path: Path, level: StateLevel, changes: dict[str, Any]
 ) -> None:
-    # float32, six Adam steps: as between one process and two (test_distributed), rounding grows to 2e-5 at most.
+    # float32, six Adam steps, which magnify rounding, likely most where gradients are near 0 as of fresh adapters:
+    # measured 3.5e-5 there with the fused AdamW (8e-6 with the plain one), below 1e-5 without adapters with either.
     if "value_lora_rank" in changes:
         pytest.importorskip("peft", reason="peft is not installed: pip install posttrain[peft]")
     settings = {"level": level, "max_steps": 6, "gradient_accumulation_steps": 2, **changes}
@@ -53,7 +54,7 @@ def test_a_run_on_packed_rows_has_the_losses_of_one_on_padded_rows(
     assert packed.model.hidden_states is packed_hidden
     for here, there in zip(step_logs(packed), step_logs(padded), strict=True):
         for name in COMPARED:
-            assert here[name] == pytest.approx(there[name], rel=2e-5, abs=1e-5), name
+            assert here[name] == pytest.approx(there[name], rel=5e-5, abs=1e-5), name
 
 
 @pytest.mark.parametrize(
