@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@cache
 def weights_sha256(folder: Path) -> str | None:
     """Of all weights in a model folder, so that a policy trained anew under the same name is told apart."""
     files = sorted(folder.glob("*.safetensors"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,15 +74,17 @@ def _ask(config: EvalConfig) -> Asked:
     source, _ = task_source(config.problems)
     problems = read_problems(source, limit=None, template=protocol.template(tokenizer))
     require_distinct_ids(problems)
+    paths = {name: getattr(config, name) for name in ("model", "value_model", "reference")}
+    hashes = {name: path and (weights_sha256(Path(path)) or path) for name, path in paths.items()}
     keys = {}
     for text, decoding in zip(config.decoding, decodings_of(config), strict=True):
-        settings = {"decoding": text, "protocol": protocol.hash(), **_settings(config, decoding)}
+        settings = {"decoding": text, "protocol": protocol.hash(), **_settings(config, decoding, hashes)}
         keys[text] = {problem.task_id: problem_key(problem, settings) for problem in problems}
     return Asked([protocol.regraded(problem) for problem in problems], keys)
 
 
-def _settings(config: EvalConfig, decoding: Decoding) -> dict[str, object]:
-    """What of the config the answers of one decoding depend on; networks by the hash of their weights."""
+def _settings(config: EvalConfig, decoding: Decoding, hashes: Mapping[str, str | None]) -> dict[str, object]:
+    """What the answers of one decoding depend on: of the config, and of the networks, which `hashes` tells apart."""
     names = ["engine", "dtype", "seed", "max_new_tokens"]
     networks = ["model"]
     match decoding:
@@ -95,9 +97,7 @@ def _settings(config: EvalConfig, decoding: Decoding) -> dict[str, object]:
         case LogRatioBeam():
             names += ["min_probability"]
             networks += ["reference"]
-    paths = {name: getattr(config, name) for name in networks}
-    hashes = {name: path and (weights_sha256(Path(path)) or path) for name, path in paths.items()}
-    return {**{name: getattr(config, name) for name in names}, **hashes}
+    return {**{name: getattr(config, name) for name in names}, **{name: hashes[name] for name in networks}}
 
 
 def _require_own(config: EvalConfig, ledger: Ledger, asked: Asked, decodings: dict[str, Decoding]) -> None:

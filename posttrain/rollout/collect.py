@@ -22,7 +22,8 @@ from posttrain.models.loading import device_named
 from posttrain.models.policy import load_policy
 from posttrain.pretrained import load_tokenizer
 from posttrain.provenance import weights_sha256
-from posttrain.rewards.grade import grade
+from posttrain.rewards.grade import grade_all
+from posttrain.rewards.pool import GradingPool
 from posttrain.rollout.row_file import RowFile
 from posttrain.rollout.shards import Shard
 from posttrain.rollout.tally import Tally
@@ -118,10 +119,13 @@ def collect(config: CollectConfig) -> Path:
     n_tokens_before, start = tally.n_tokens, time.monotonic()
     if n_done < len(problems):
         engine = _engine(config, tokenizer, problems)
-        with tqdm(total=len(problems), initial=n_done, unit="problem", desc="collect") as bar:
+        with (
+            GradingPool(n_workers=1) as pool,
+            tqdm(total=len(problems), initial=n_done, unit="problem", desc="collect") as bar,
+        ):
             for first in range(n_done, len(problems), config.problems_per_chunk):
                 chunk = problems[first : first + config.problems_per_chunk]
-                rows = collect_rows(engine, tokenizer, chunk, params, config.samples_per_problem)
+                rows = collect_rows(engine, tokenizer, chunk, params, config.samples_per_problem, pool=pool)
                 file.append(rows)
                 for place, problem in enumerate(chunk):
                     tally.add(problem, rows[place * config.samples_per_problem :][: config.samples_per_problem])
@@ -145,6 +149,8 @@ def collect_rows(
     problems: Sequence[Problem],
     params: SamplingParams,
     n: int,
+    *,
+    pool: GradingPool,
 ) -> list[TrajectoryRow]:
     """n graded answers to each problem, in order: reward 1 for CORRECT, else 0.
 
@@ -154,11 +160,13 @@ def collect_rows(
     prompts = [encode_prompt(problem.prompt, tokenizer) for problem in problems]
     streams = [stream_of(problem.task_id) for problem in problems]
     found = engine.sample(prompts, params, n, streams=streams)
-    return [
-        _row(problem, prompt, sample, tokenizer)
+    drawn = [
+        (problem, prompt, sample, _completion(tokenizer, sample))
         for problem, prompt, samples in zip(problems, prompts, found, strict=True)
         for sample in samples
     ]
+    grades = grade_all([(problem, completion) for problem, _, _, completion in drawn], pool)
+    return [_row(*one, grade) for one, grade in zip(drawn, grades, strict=True)]
 
 
 def stream_of(task_id: str) -> int:
@@ -166,8 +174,12 @@ def stream_of(task_id: str) -> int:
     return int.from_bytes(hashlib.sha256(task_id.encode()).digest()[:8], "little")
 
 
-def _row(problem: Problem, prompt: Sequence[int], sample: Sample, tokenizer: PreTrainedTokenizerBase) -> TrajectoryRow:
-    completion = tokenizer.decode(sample.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def _completion(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> str:
+    ids = list(sample.token_ids)
+    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _row(problem: Problem, prompt: Sequence[int], sample: Sample, completion: str, grade: Grade) -> TrajectoryRow:
     return TrajectoryRow(
         where=problem.where,
         task_id=problem.task_id,
@@ -175,7 +187,7 @@ def _row(problem: Problem, prompt: Sequence[int], sample: Sample, tokenizer: Pre
         completion=completion,
         input_ids=(*prompt, *sample.token_ids),
         action_spans=((len(prompt), len(prompt) + len(sample.token_ids)),),
-        reward=1.0 if grade(problem, completion) is Grade.CORRECT else 0.0,
+        reward=1.0 if grade is Grade.CORRECT else 0.0,
         step_rewards=(),
         finish_reason=sample.finish_reason,
         behavior_logp=sample.logp,

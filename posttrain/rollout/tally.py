@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from posttrain.rewards.grade import grade
+from posttrain.rewards.grade import extracted_answer
 from posttrain.schema import FinishReason, Grade, Problem, TrajectoryRow
 
 
@@ -24,7 +24,7 @@ class Tally:
 
     def add(self, problem: Problem, rows: Sequence[TrajectoryRow]) -> None:
         """Count all answers to one problem."""
-        grades = Counter(grade(problem, row.completion or "") for row in rows)
+        grades = Counter(_grade_of(problem, row) for row in rows)
         self.n_problems += 1
         self.n_solved += grades[Grade.CORRECT] > 0
         self.n_mixed += 0 < grades[Grade.CORRECT] < len(rows)
@@ -73,3 +73,10 @@ class Tally:
             "n_tokens": self.n_tokens,
             "tokens_per_answer": self.n_tokens / n_rows if n_rows else None,
         }
+
+
+def _grade_of(problem: Problem, row: TrajectoryRow) -> Grade:
+    """What the row's reward says, without grading again; an answer that timed out counts as wrong here."""
+    if row.reward == 1.0:
+        return Grade.CORRECT
+    return Grade.UNPARSED if extracted_answer(problem, row.completion or "") is None else Grade.WRONG

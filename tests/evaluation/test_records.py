@@ -65,8 +65,14 @@ def test_a_folder_is_read_from_its_packed_answers_where_there_are_no_plain_ones(
     assert [record.task_id for record in load_run_records([tmp_path])["oreo/greedy", 1]] == ["p-2"]
 
 
-def test_every_schema_field_is_on_the_line():
-    assert list(json.loads(format_record(RECORD))) == [field.name for field in fields(AnswerRecord)]
+def test_every_schema_field_is_on_the_line_and_those_that_are_empty_by_default_only_where_they_say_something():
+    names = [field.name for field in fields(AnswerRecord)]
+    assert list(json.loads(format_record(RECORD))) == names[:-3]
+    full = replace(RECORD, key="k/greedy:1/0", grades=(("boxed", Grade.WRONG),), tags=(("level", "5"),))
+    line = json.loads(format_record(full))
+    assert list(line) == names
+    assert (line["grades"], line["tags"]) == ({"boxed": "wrong"}, {"level": "5"})
+    assert parse_record(json.dumps(line), where="here") == full
 
 
 def test_append_cuts_off_the_half_line_of_an_interrupted_write(tmp_path):

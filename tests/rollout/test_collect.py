@@ -17,6 +17,7 @@ import torch
 from posttrain.data.audit import prepare
 from posttrain.data.rows import parse_trajectory
 from posttrain.data.sources import OnBadRow, RowsError, read_rows
+from posttrain.rewards.pool import GradingPool
 from posttrain.rollout.collect import CollectConfig, collect, collect_rows, stream_of
 from posttrain.rollout.tally import Tally
 from posttrain.rollout.transformers_engine import TransformersEngine
@@ -67,12 +68,13 @@ class ScriptedEngine:
 
 
 PARAMS = SamplingParams(max_new_tokens=12, temperature=1.0, seed=0)
+POOL = GradingPool(n_workers=1)  # starts no process for plain numbers
 PROBLEM = Problem("problems.jsonl:1", "sum/1", "3+4=", "7", "final_number")
 
 
 def test_row_holds_the_sampled_tokens_their_span_and_the_reward_of_the_grader(tokenizer):
     engine = ScriptedEngine(tokenizer, ["#### 7<eos>", "#### 8<eos>", "7<eos>"], FinishReason.STOP)
-    right, wrong, unparsed = collect_rows(engine, tokenizer, [PROBLEM], PARAMS, 3)
+    right, wrong, unparsed = collect_rows(engine, tokenizer, [PROBLEM], PARAMS, 3, pool=POOL)
     assert right.input_ids == tuple(tokenizer("3+4=#### 7<eos>").input_ids)
     assert right.action_spans == ((4, 11),)  # four tokens of prompt; "#### 7" is six, EOS the seventh action
     assert right.completion == "#### 7"  # EOS is an action, and no text
@@ -82,9 +84,18 @@ def test_row_holds_the_sampled_tokens_their_span_and_the_reward_of_the_grader(to
     assert engine.streams == [stream_of("sum/1")]
 
 
+def test_answers_that_take_computer_algebra_are_graded_too(tokenizer):
+    pytest.importorskip("math_verify", reason="math-verify is not installed: pip install posttrain[math]")
+    problem = replace(PROBLEM, answer="\\frac{7}{1}", grader="math_verify")
+    engine = ScriptedEngine(tokenizer, ["7<eos>", "8<eos>"], FinishReason.STOP)
+    with GradingPool(n_workers=1) as pool:
+        rows = collect_rows(engine, tokenizer, [problem], PARAMS, 2, pool=pool)
+    assert [row.reward for row in rows] == [1.0, 0.0]
+
+
 def test_answer_cut_by_its_budget_gets_no_eos_and_is_still_graded(tokenizer):
     engine = ScriptedEngine(tokenizer, ["1+1", "#### 7"], FinishReason.LENGTH)
-    cut, finished = collect_rows(engine, tokenizer, [PROBLEM], PARAMS, 2)
+    cut, finished = collect_rows(engine, tokenizer, [PROBLEM], PARAMS, 2, pool=POOL)
     assert cut.finish_reason is FinishReason.LENGTH
     assert tokenizer.eos_token_id not in cut.input_ids
     assert (cut.reward, finished.reward) == (0.0, 1.0)
@@ -130,7 +141,7 @@ def test_tally_tells_solved_and_mixed_problems_apart(tokenizer):
     tally = Tally()
     for texts in (["#### 7", "#### 7"], ["#### 7", "x"], ["#### 8", "x"]):
         engine = ScriptedEngine(tokenizer, texts, FinishReason.STOP)
-        tally.add(PROBLEM, collect_rows(engine, tokenizer, [PROBLEM], PARAMS, 2))
+        tally.add(PROBLEM, collect_rows(engine, tokenizer, [PROBLEM], PARAMS, 2, pool=POOL))
     assert (tally.n_problems, tally.n_solved, tally.n_mixed, tally.n_rows) == (3, 2, 1, 6)
     assert tally.progress() == "accuracy 50.0 %, unparsed 33.3 %"
 
