@@ -96,6 +96,12 @@ VERBS = (
         function="posttrain.evaluation.run:evaluate",
     ),
     Verb(
+        "alfworld baseline",
+        "Play the official ALFWorld games with an agent that needs no model, and print the share of games won.",
+        config="posttrain.evaluation.alfworld_baseline:BaselineConfig",
+        function="posttrain.evaluation.alfworld_baseline:run_baseline",
+    ),
+    Verb(
         "report",
         "Write a run's tables and plots as one HTML page with PNG files.",
         config="posttrain.evaluation.report:ReportConfig",

@@ -1,0 +1,71 @@
+"""One game as an environment: text in, text out; on the real engine of the alfworld package.
+
+The engine is TextWorld's PDDL environment under alfworld's wrapper that gives objects their names, which is what
+`AlfredTWEnv` builds as well; only its batching, its files and its step limit are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from posttrain.alfworld.games import Game, engine_data
+
+NOTHING_HAPPENS = "Nothing happens."  # the engine's whole answer to a command that is not admissible
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the engine shows after a command, or at the start."""
+
+    text: str
+    admissible: tuple[str, ...]  # the commands that would do something, sorted
+    is_won: bool  # the goal holds in the engine's state: the one source of success
+
+
+class Environment(Protocol):
+    """A game that is played from its start; `reset` starts it anew."""
+
+    def reset(self) -> Observation: ...
+
+    def step(self, command: str) -> Observation: ...
+
+
+class EngineEnvironment:
+    """A game on the TextWorld engine: its own copy of the planner library, and a state made anew by every reset.
+
+    Loading and resetting cost about 0.7 s each, a step 0.1 s: the PDDL problem is translated in Python. The library
+    and its state stay in memory until the process ends, since unloading it crashes the interpreter's exit: play many
+    games in processes that are replaced (processes.py). Raises ImportError without the package alfworld.
+    """
+
+    def __init__(self, game: Game) -> None:
+        try:
+            import textworld
+            from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
+            from textworld.envs.pddl import PddlEnv
+        except ImportError as error:
+            raise ImportError(
+                f"ALFWorld's engine is not installed ({error}): pip install 'posttrain[alfworld]'; two of its "
+                "packages are built from source, which needs gcc and about 3 minutes"
+            ) from error
+        infos = textworld.EnvInfos(won=True, admissible_commands=True, facts=True)
+        self._engine = PddlEnv(infos)
+        self._environment = AlfredDemangler(self._engine)  # names in sorted order, as for evaluation
+        self._environment.load(engine_data(game))
+        self.state: Any = None  # the engine's GameState after the last command, for agents that read its facts
+
+    def reset(self) -> Observation:
+        self.state = self._environment.reset()
+        return self._observation()
+
+    def step(self, command: str) -> Observation:
+        self.state, _, _ = self._environment.step(command)
+        return self._observation()
+
+    def _observation(self) -> Observation:
+        return Observation(
+            text=self.state.feedback,
+            admissible=tuple(self.state["admissible_commands"]),
+            is_won=bool(self.state["won"]),
+        )
