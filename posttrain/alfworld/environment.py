@@ -34,7 +34,7 @@ class Environment(Protocol):
 class EngineEnvironment:
     """A game on the TextWorld engine: its own copy of the planner library, and a state made anew by every reset.
 
-    Loading and resetting cost about 0.7 s each, a step 0.1 s: the PDDL problem is translated in Python. The library
+    Loading and resetting cost about 0.7 s each (the PDDL problem is translated in Python), a step 0.04 s. The library
     and its state stay in memory until the process ends, since unloading it crashes the interpreter's exit: play many
     games in processes that are replaced (processes.py). Raises ImportError without the package alfworld.
     """
@@ -49,6 +49,7 @@ class EngineEnvironment:
                 f"ALFWorld's engine is not installed ({error}): pip install 'posttrain[alfworld]'; two of its "
                 "packages are built from source, which needs gcc and about 3 minutes"
             ) from error
+        _remember_parses()
         infos = textworld.EnvInfos(won=True, admissible_commands=True, facts=True)
         self._engine = PddlEnv(infos)
         self._environment = AlfredDemangler(self._engine)  # names in sorted order, as for evaluation
@@ -69,3 +70,31 @@ class EngineEnvironment:
             admissible=tuple(self.state["admissible_commands"]),
             is_won=bool(self.state["won"]),
         )
+
+
+class _RememberingParser:
+    """A parser that parses each text once.
+
+    The engine parses the same few hundred templates and conditions anew for every admissible command, two thirds of
+    the time of a step. What is remembered is the syntax tree, which the engine walks into new objects every time.
+    """
+
+    def __init__(self, parser: Any) -> None:
+        self._parser = parser
+        self._trees: dict[tuple[object, ...], Any] = {}
+
+    def parse(self, text: str, **options: object) -> Any:
+        key = (text, *sorted(options.items()))
+        if key not in self._trees:
+            self._trees[key] = self._parser.parse(text, **options)
+        return self._trees[key]
+
+
+def _remember_parses() -> None:
+    """Put a memory before the two parsers that a step of the engine uses."""
+    import textworld.logic
+    from textworld.envs.pddl import textgen
+
+    for module in (textworld.logic, textgen):
+        if not isinstance(module._PARSER, _RememberingParser):
+            module._PARSER = _RememberingParser(module._PARSER)
