@@ -6,6 +6,7 @@ The engine is TextWorld's PDDL environment under alfworld's wrapper that gives o
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,8 +35,8 @@ class Environment(Protocol):
 class EngineEnvironment:
     """A game on the TextWorld engine: its own copy of the planner library, and a state made anew by every reset.
 
-    Loading and resetting cost about 0.7 s each (the PDDL problem is translated in Python), a step 0.04 s. The library
-    and its state stay in memory until the process ends, since unloading it crashes the interpreter's exit: play many
+    Loading costs about 0.7 s, most of it Fast Downward's translation of the PDDL problem in Python, a step 0.04 s. The
+    library and its state stay in memory until the process ends, since unloading it crashes the interpreter's exit: play many
     games in processes that are replaced (processes.py). Raises ImportError without the package alfworld.
     """
 
@@ -50,6 +51,7 @@ class EngineEnvironment:
                 "packages are built from source, which needs gcc and about 3 minutes"
             ) from error
         _remember_parses()
+        _remember_translations()
         infos = textworld.EnvInfos(won=True, admissible_commands=True, facts=True)
         self._engine = PddlEnv(infos)
         self._environment = AlfredDemangler(self._engine)  # names in sorted order, as for evaluation
@@ -98,3 +100,14 @@ def _remember_parses() -> None:
     for module in (textworld.logic, textgen):
         if not isinstance(module._PARSER, _RememberingParser):
             module._PARSER = _RememberingParser(module._PARSER)
+
+
+def _remember_translations() -> None:
+    """Let loading and resetting share the translation of the problem, a pure function of its text.
+
+    Two are kept: the engine translates every problem once for play and once for its planner.
+    """
+    import fast_downward
+
+    if not hasattr(fast_downward.pddl2sas, "cache_info"):
+        fast_downward.pddl2sas = functools.lru_cache(maxsize=2)(fast_downward.pddl2sas)
