@@ -35,9 +35,9 @@ class Environment(Protocol):
 class EngineEnvironment:
     """A game on the TextWorld engine: its own copy of the planner library, and a state made anew by every reset.
 
-    Loading costs about 0.7 s, most of it Fast Downward's translation of the PDDL problem in Python, a step 0.04 s. The
-    library and its state stay in memory until the process ends, since unloading it crashes the interpreter's exit: play many
-    games in processes that are replaced (processes.py). Raises ImportError without the package alfworld.
+    Loading costs about 0.7 s, most of it Fast Downward's translation of the PDDL problem in Python, a step 0.04 s.
+    The library and its state stay in memory until the process ends, since unloading it crashes the interpreter's
+    exit: play many games in processes that are replaced (processes.py). Raises ImportError without alfworld.
     """
 
     def __init__(self, game: Game) -> None:

@@ -41,6 +41,6 @@ def to_installed_grammar(command: str) -> str:
 
 
 def transcript_to_installed_grammar(text: str) -> str:
-    """Every old `put` command in a transcript or prompt, and the engine's old answer to it, in the installed grammar."""
+    """A transcript or prompt with each old `put`, and the old engine's answer to it, in the installed grammar."""
     text = _OLD_PUT.sub(lambda old: f"move {old[1]} to {old[2]}", text)
     return _OLD_ANSWER.sub(lambda old: f"You move the {old[1]} to the {old[2]}.", text)

@@ -94,8 +94,7 @@ def read_room(game: Game) -> Room:
 
 def first_facts(pddl_problem: str) -> list[Fact]:
     """The facts of a problem's `:init`, lower case, in the order of the file."""
-    text = pddl_problem.lower()
-    init = text[text.index("(:init") + len("(:init") : text.index("(:goal")]
+    init = pddl_problem.lower().partition("(:init")[2].partition("(:goal")[0]
     return [(match[1], *match[2].split()) for match in FACT.finditer(init)]
 
 
