@@ -102,6 +102,18 @@ VERBS = (
         function="posttrain.evaluation.alfworld_baseline:run_baseline",
     ),
     Verb(
+        "alfworld generate",
+        "Make new ALFWorld games with expert plans from the rooms of training games.",
+        config="posttrain.alfworld.generator:GenerateConfig",
+        function="posttrain.alfworld.generator:write_generated",
+    ),
+    Verb(
+        "alfworld collect",
+        "Play ALFWorld games with a policy, and write the episodes as rows that carry rewards.",
+        config="posttrain.alfworld.collect:AlfworldCollectConfig",
+        function="posttrain.alfworld.collect:collect_episodes",
+    ),
+    Verb(
         "report",
         "Write a run's tables and plots as one HTML page with PNG files.",
         config="posttrain.evaluation.report:ReportConfig",

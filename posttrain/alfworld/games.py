@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 
 OFFICIAL_FOLDER_VARIABLE = "ALFWORLD_DATA"  # of the alfworld package: the folder that holds json_2.1.1
@@ -90,6 +91,14 @@ def read_games(split: Split, *, folder: Path | None = None, limit: int | None = 
     return games
 
 
+def read_folder(folder: Path, *, limit: int | None = None) -> list[Game]:
+    """The first `limit` games (None: all) anywhere below a folder in the official layout, such as generated ones."""
+    games = list(islice(_tree_games(folder, f"**/{TASK_FILE}"), limit))
+    if not games:
+        raise GamesError(f"no games below {folder}: expected <name>/<task>/<trial>/{GAME_FILE} beside {TASK_FILE}")
+    return games
+
+
 def games_folder(folder: Path | None = None) -> Path:
     """The folder given, or the first that exists of those that the environment names. Raises GamesError."""
     official, ours = os.environ.get(OFFICIAL_FOLDER_VARIABLE), os.environ.get(DATA_FOLDER_VARIABLE)
@@ -115,7 +124,7 @@ def iterate_games(folder: Path, split: Split) -> Iterator[Game]:
         return _packed_games(folder, split)
     if not (folder / split).is_dir():
         raise GamesError(f"{folder}: has no {split}, neither a folder of that name nor {_packed(folder, split).name}")
-    return _tree_games(folder, split)
+    return _tree_games(folder, f"{split}/*/*/{TASK_FILE}")
 
 
 def write_tree(games: Iterable[Game], folder: Path) -> None:
@@ -180,8 +189,8 @@ def _packed_games(folder: Path, split: Split) -> Iterator[Game]:
             )
 
 
-def _tree_games(folder: Path, split: Split) -> Iterator[Game]:
-    for path in sorted((folder / split).glob(f"*/*/{TASK_FILE}")):
+def _tree_games(folder: Path, pattern: str) -> Iterator[Game]:
+    for path in sorted(folder.glob(pattern)):
         task_id = path.parent.relative_to(folder).as_posix()
         game_path = path.with_name(GAME_FILE)
         if "movable" in task_id or "Sliced" in task_id or not game_path.is_file():

@@ -1,8 +1,8 @@
 """New games of all six types, made from the rooms of training games: for training, at will.
 
-A training room is taken with its start; some objects are moved to other receptacles that can hold them; a goal is drawn
-that the room allows and that does not hold yet; the oracle plans and the simulator replays the plan. What is not won is
-thrown away. Rooms of validation games are refused.
+A training room is taken with its start; some objects are moved to other receptacles that can hold them; a goal is
+drawn that the room allows and that does not hold yet; the oracle plans and the simulator replays the plan. What is not
+won is thrown away. Validation games are refused as bases.
 """
 
 from __future__ import annotations
@@ -10,11 +10,16 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from posttrain.alfworld.games import GOAL_IN_GRAMMAR, Game, Split, TaskType
+from tqdm import tqdm
+
+from posttrain.alfworld.agents import AgentName
+from posttrain.alfworld.games import GOAL_IN_GRAMMAR, Game, Split, TaskType, read_games, write_tree
 from posttrain.alfworld.goals import GOAL_TEXTS, goal_pddl
 from posttrain.alfworld.oracle import NoPlanError, plan_in_room
+from posttrain.alfworld.processes import GameProcess
 from posttrain.alfworld.room import FACT, Room, read_room
 from posttrain.alfworld.simulator import Simulator
 
@@ -22,6 +27,36 @@ GENERATED = "generated"  # first part of the games' ids, where official ones hav
 MAX_MOVED = 8  # objects that change their place; more than that makes rooms that look like no official one
 PROBLEM_NAME = re.compile(r"\(problem\s+\S+\)")
 TRIES_PER_GAME = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateConfig:
+    """How many games to make, and from what."""
+
+    output: Path = field(metadata={"help": "Folder to write the games into, in the official layout."})
+    n_games: int = field(default=100, metadata={"help": "Games to make, the task types in turn."})
+    seed: int = field(default=0, metadata={"help": "Of rooms, places and goals; another one gives other games."})
+    task_types: tuple[TaskType, ...] = field(default=tuple(TaskType), metadata={"help": "Task types to make."})
+    folder: Path | None = field(default=None, metadata={"help": "Folder of the official games; null: ALFWORLD_DATA."})
+    limit: int | None = field(default=None, metadata={"help": "Take the first so many training games as bases."})
+    is_engine_checked: bool = field(
+        default=False,
+        metadata={"help": "Also replay every plan on the real engine (2 s each); a lost game is an error."},
+    )
+
+
+def write_generated(config: GenerateConfig) -> None:
+    """Make new games and write them as they come, each with its expert plan."""
+    bases = read_games(Split.TRAIN, folder=config.folder, limit=config.limit)
+    games = generate_games(bases, config.n_games, seed=config.seed, task_types=config.task_types)
+    with GameProcess(seconds_per_game=300.0) as process:
+        for game in tqdm(games, total=config.n_games, unit="game", desc="generate"):
+            if config.is_engine_checked:
+                record = process.play(game, AgentName.WALKTHROUGH, seed=0, max_steps=len(game.walkthrough))
+                if not record.is_won or record.n_inadmissible:
+                    raise ValueError(f"{game.game_id}: the engine does not win by the plan ({record.failure})")
+            write_tree([game], config.output)
+    print(f"{config.output}: {config.n_games:,} games")
 
 
 def generate_games(

@@ -190,6 +190,20 @@ class GameProcess:
         return GameFailure(f"the engine's process ended, {how}{last_words}")
 
 
+class RemoteEnvironment:
+    """A game in a process of its own, as an Environment; `reset` and `step` raise GameFailure."""
+
+    def __init__(self, process: GameProcess, game: Game) -> None:
+        self._process = process
+        self._game = game
+
+    def reset(self) -> Observation:
+        return self._process.reset(self._game)
+
+    def step(self, command: str) -> Observation:
+        return self._process.step(command)
+
+
 def play_games(
     games: Sequence[Game], agent: AgentName, *, seed: int, max_steps: int, n_processes: int, seconds_per_game: float
 ) -> Iterator[GameRecord]:

@@ -32,9 +32,9 @@ class EpisodeProtocol:
 
     `react-oreo` has the structure that arXiv 2412.16145 uses (section 5 and its code): an instruction that is answered
     by "OK", the first observation without the engine's banner, then turns of "Thought: ... Action: ..."; the action is
-    the line after the first "Action:", and a reply without one ends the episode as a failure. Its instruction is worded
-    by us and lists the installed action grammar; `put` of the older grammar, which demonstrations of the time use, is
-    read as `move`.
+    the line after the first "Action:", and a reply without one ends the episode as a failure. Its instruction is
+    worded by us and lists the installed action grammar; `put` of the older grammar, which demonstrations of the time
+    use, is read as `move`.
     """
 
     name: ProtocolName

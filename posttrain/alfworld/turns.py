@@ -57,7 +57,7 @@ class ChatTurns:
 
 
 class TextTurns:
-    """Turns as lines, for a policy without a chat template: an observation, then `>` and the reply to its line's end."""
+    """Turns as lines, for a policy without a chat template: an observation, then `>` and the rest of a line."""
 
     stop: tuple[str, ...] = ("\n",)
 
