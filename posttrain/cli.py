@@ -102,6 +102,12 @@ VERBS = (
         function="posttrain.evaluation.alfworld_baseline:run_baseline",
     ),
     Verb(
+        "alfworld eval",
+        "Play the official ALFWorld games with a policy on the real engine, and print the share of games won.",
+        config="posttrain.evaluation.alfworld_eval:AlfworldEvalConfig",
+        function="posttrain.evaluation.alfworld_eval:evaluate_alfworld",
+    ),
+    Verb(
         "alfworld generate",
         "Make new ALFWorld games with expert plans from the rooms of training games.",
         config="posttrain.alfworld.generator:GenerateConfig",

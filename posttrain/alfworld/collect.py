@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,10 @@ from posttrain.schema import Message, TrajectoryRow
 _MAY_CHANGE = ("output", "limit", "batch_size", "games_per_chunk", "folder", "seconds_per_game")
 
 
+EnvironmentName = Literal["simulator", "engine"]
+EngineName = Literal["transformers", "vllm"]
+
+
 def _option(help: str, default: object, group: str = "sampling") -> Any:
     return field(default=default, metadata={"help": help, "group": group})
 
@@ -50,7 +55,7 @@ class AlfworldCollectConfig:
     games: str = _option("train, or a folder that `posttrain alfworld generate` has written.", "train", "games")
     folder: Path | None = _option("Folder of the official games; null: see ALFWORLD_DATA.", None, "games")
     limit: int | None = _option("Play the first so many games.", None, "games")
-    environment: Literal["simulator", "engine"] = _option(
+    environment: EnvironmentName = _option(
         "simulator: fast and equal to the engine in all that was compared; engine: the real one, in processes.",
         "simulator",
         "games",
@@ -65,7 +70,7 @@ class AlfworldCollectConfig:
     max_turns: int = _option("Replies of an episode (the paper: 40).", 40)
     max_tokens: int = _option("Tokens of a whole episode; it ends where they are used up.", 4096)
     seed: int = _option("Each turn draws from a stream of its own, set by this, the game's id, sample and turn.", 0)
-    engine: Literal["transformers", "vllm"] = _option("What runs the policy.", "transformers", "engine")
+    engine: EngineName = _option("What runs the policy.", "transformers", "engine")
     dtype: Literal["float32", "bfloat16"] = _option("Arithmetic of the policy.", "bfloat16", "engine")
     device: str = _option("Of the transformers engine: cpu, cuda, ...; auto takes CUDA.", "auto", "engine")
     batch_size: int = _option("Rows that the transformers engine decodes at a time.", 64, "engine")
@@ -132,11 +137,28 @@ def collect_episodes(config: AlfworldCollectConfig) -> Path:
     n_done = file.resume(asked, problems_per_chunk=config.games_per_chunk, count=tally.add)
     start = time.monotonic()
     if n_done < len(asked):
-        engine = _engine(config, tokenizer)
+        engine = load_engine(
+            config.model,
+            tokenizer,
+            engine=config.engine,
+            dtype=config.dtype,
+            device=config.device,
+            batch_size=config.batch_size,
+            max_tokens=config.max_tokens,
+        )
         with tqdm(total=len(asked), initial=n_done, unit="game", desc="collect") as bar:
             for first in range(n_done, len(asked), config.games_per_chunk):
                 chunk = asked[first : first + config.games_per_chunk]
-                rows = _play_chunk(config, engine, tokenizer, protocol, params, chunk)
+                episodes = play_side_by_side(
+                    engine,
+                    tokenizer,
+                    protocol,
+                    params,
+                    [(game.game, sample) for game in chunk for sample in range(config.samples_per_game)],
+                    environment=config.environment,
+                    seconds_per_game=config.seconds_per_game,
+                )
+                rows = [_row(episode, tokenizer) for episode in episodes]
                 file.append(rows)
                 for place, game in enumerate(chunk):
                     tally.add(game, rows[place * config.samples_per_game :][: config.samples_per_game])
@@ -157,30 +179,43 @@ def collect_episodes(config: AlfworldCollectConfig) -> Path:
     return config.output
 
 
-def _play_chunk(
-    config: AlfworldCollectConfig,
+def play_side_by_side(
     engine: SamplingEngine,
     tokenizer: PreTrainedTokenizerBase,
     protocol: EpisodeProtocol,
     params: EpisodeParams,
-    chunk: Sequence[_Asked],
-) -> list[TrajectoryRow]:
-    pairs = [(asked.game, sample) for asked in chunk for sample in range(config.samples_per_game)]
-    processes: list[GameProcess] = []
-    environments: list[Environment] = []
-    for game, _ in pairs:
-        if config.environment == "engine":
-            processes.append(GameProcess(seconds_per_game=config.seconds_per_game))
-            environments.append(RemoteEnvironment(processes[-1], game))
-        else:
-            environments.append(Simulator(game))
-    try:
-        tasks = [(game, sample, environment) for (game, sample), environment in zip(pairs, environments, strict=True)]
-        episodes = play_episodes(engine, tokenizer, turns_of(tokenizer), protocol, tasks, params)
-    finally:
-        for process in processes:
-            process.close()
-    return [_row(episode, tokenizer) for episode in episodes]
+    games: Sequence[tuple[Game, int]],
+    *,
+    environment: EnvironmentName,
+    seconds_per_game: float,
+) -> list[Episode]:
+    """Episodes of (game, which sample of it), all at once; every game engine in a process of its own."""
+    with ExitStack() as stack:
+
+        def environment_of(game: Game) -> Environment:
+            if environment == "simulator":
+                return Simulator(game)
+            return RemoteEnvironment(stack.enter_context(GameProcess(seconds_per_game=seconds_per_game)), game)
+
+        tasks = [(game, sample, environment_of(game)) for game, sample in games]
+        return play_episodes(engine, tokenizer, turns_of(tokenizer), protocol, tasks, params)
+
+
+def load_engine(
+    model: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    engine: EngineName,
+    dtype: str,
+    device: str,
+    batch_size: int,
+    max_tokens: int,
+) -> SamplingEngine:
+    """The sampling engine that runs a policy; vLLM reserves room for `max_tokens` a conversation."""
+    if engine == "vllm":
+        return VllmEngine(model, dtype=dtype, max_model_len=max_tokens)
+    policy = load_policy(model, dtype=getattr(torch, dtype))
+    return TransformersEngine(policy, tokenizer, batch_size=batch_size, device=device_named(device))
 
 
 def _row(episode: Episode, tokenizer: PreTrainedTokenizerBase) -> TrajectoryRow:
@@ -199,10 +234,3 @@ def _games(config: AlfworldCollectConfig) -> list[Game]:
 
 def _asked(game: Game, protocol: EpisodeProtocol) -> _Asked:
     return _Asked(game, game.game_id, protocol.opening(Simulator(game).reset().text))
-
-
-def _engine(config: AlfworldCollectConfig, tokenizer: PreTrainedTokenizerBase) -> SamplingEngine:
-    if config.engine == "vllm":
-        return VllmEngine(config.model, dtype=config.dtype, max_model_len=config.max_tokens)
-    model = load_policy(config.model, dtype=getattr(torch, config.dtype))
-    return TransformersEngine(model, tokenizer, batch_size=config.batch_size, device=device_named(config.device))

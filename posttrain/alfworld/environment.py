@@ -99,7 +99,7 @@ def _remember_parses() -> None:
 
     for module in (textworld.logic, textgen):
         if not isinstance(module._PARSER, _RememberingParser):
-            module._PARSER = _RememberingParser(module._PARSER)
+            vars(module)["_PARSER"] = _RememberingParser(module._PARSER)
 
 
 def _remember_translations() -> None:

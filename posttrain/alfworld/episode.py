@@ -85,7 +85,7 @@ def play_episodes(
             samples = [found[0] for found in engine.sample(prompts, sampling, 1, streams=streams)]
             for i, sample in zip(running, samples, strict=True):
                 _record(episodes[i], sample)
-            texts = [tokenizer.decode(s.token_ids, skip_special_tokens=True) for s in samples]
+            texts = [tokenizer.decode(list(s.token_ids), skip_special_tokens=True) for s in samples]
             stepped = threads.map(
                 lambda i, text: _answer(episodes[i], str(text), environments[i], turns, protocol), running, texts
             )

@@ -23,7 +23,7 @@ class GameRecord:
     is_won: bool  # the engine's `won` after a command; never its score at the step limit
     n_steps: int  # commands given, those that did nothing included
     n_inadmissible: int  # commands that were not admissible, so that nothing happened
-    seconds: float  # wall time from the reset on; loading the engine before it takes about as long as a reset
+    seconds: float | None  # wall time from the reset on, loading before it not counted; None for games side by side
     failure: str | None  # why the game ended by itself: the engine hung, died, or the agent raised; else None
     commands: tuple[str, ...]
 

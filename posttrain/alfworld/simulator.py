@@ -1,4 +1,4 @@
-"""A plain simulator of the same domain, some thousand times faster than the engine: for training rollouts.
+"""A plain simulator of the same domain, several hundred times faster than the engine: for training rollouts.
 
 Its texts, admissible commands and goal are those of the engine, which tests/alfworld/test_simulator.py checks on
 walkthroughs and on random play. Scores that are reported come from the engine (environment.py), never from here.
@@ -54,7 +54,7 @@ class _State:
 
 
 class Simulator:
-    """An Environment on Python sets: about 10 ms to read a game, 5 µs to reset it, 50 µs a step."""
+    """An Environment on Python sets: about 2 ms to read a game, 0.1 ms to reset it, 0.04 ms a step."""
 
     def __init__(self, game: Game) -> None:
         self.game = game

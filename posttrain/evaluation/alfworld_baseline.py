@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -24,6 +25,9 @@ from posttrain.config_fields import plain
 from posttrain.environment import installed_version
 from posttrain.evaluation.statistics import wilson_interval
 from posttrain.evaluation.tables import NOT_APPLICABLE, Table
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 PACKAGES = ("posttrain", "alfworld", "textworld", "fast-downward-textworld")
 RecordKey = tuple[str, int, int, str]  # agent, seed, max_steps, game_id
@@ -67,7 +71,7 @@ def run_baseline(config: BaselineConfig) -> None:
     wanted = {_key(config, game): game for game in games}
     known = {record_key(record): record for record in read_game_records(config.output)}
     left = [game for key, game in wanted.items() if key not in known]
-    write_card(config, n_games=len(games))
+    write_card(config, output=config.output, agent=config.agent, n_games=len(games), folder=config.folder)
     played = play_games(
         left,
         config.agent,
@@ -148,15 +152,15 @@ def record_key(record: GameRecord) -> RecordKey:
     return (record.agent, record.seed, record.max_steps, record.game_id)
 
 
-def write_card(config: BaselineConfig, *, n_games: int) -> None:
+def write_card(config: DataclassInstance, *, output: Path, agent: str, n_games: int, folder: Path | None) -> None:
     """The run card beside the records, `<output>.<agent>.run.json`: settings, versions and machine."""
-    path = config.output.with_name(f"{config.output.name}.{config.agent}.run.json")
+    path = output.with_name(f"{output.name}.{agent}.run.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     card = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": plain(asdict(config)),
         "n_games": n_games,
-        "games": games_folder(config.folder).name,
+        "games": games_folder(folder).name,
         "packages": {name: installed_version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "device": f"CPU {platform.machine()}, {os.cpu_count()} cores",
