@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from posttrain import __version__
-from posttrain.alfworld.environment import Environment
+from posttrain.alfworld.environment import Environment, require_engine
 from posttrain.alfworld.episode import Episode, EpisodeParams, episode_row, play_episodes
 from posttrain.alfworld.games import Game, Split, read_folder, read_games
 from posttrain.alfworld.processes import GameProcess, RemoteEnvironment
@@ -190,6 +190,8 @@ def play_side_by_side(
     seconds_per_game: float,
 ) -> list[Episode]:
     """Episodes of (game, which sample of it), all at once; every game engine in a process of its own."""
+    if environment == "engine":
+        require_engine()
     with ExitStack() as stack:
 
         def environment_of(game: Game) -> Environment:

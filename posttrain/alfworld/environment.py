@@ -7,11 +7,13 @@ The engine is TextWorld's PDDL environment under alfworld's wrapper that gives o
 from __future__ import annotations
 
 import functools
+import importlib.util
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from posttrain.alfworld.games import Game, engine_data
 
+ENGINE_MODULES = ("alfworld", "textworld", "fast_downward")
 NOTHING_HAPPENS = "Nothing happens."  # the engine's whole answer to a command that is not admissible
 
 
@@ -32,6 +34,16 @@ class Environment(Protocol):
     def step(self, command: str) -> Observation: ...
 
 
+def require_engine() -> None:
+    """Raises ImportError with the way to install it where the engine is not there."""
+    missing = [name for name in ENGINE_MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"ALFWorld's engine is not installed (no {', '.join(missing)}): pip install 'posttrain[alfworld]'; two of "
+            "its packages are built from source, which needs gcc and about 3 minutes"
+        )
+
+
 class EngineEnvironment:
     """A game on the TextWorld engine: its own copy of the planner library, and a state made anew by every reset.
 
@@ -41,15 +53,11 @@ class EngineEnvironment:
     """
 
     def __init__(self, game: Game) -> None:
-        try:
-            import textworld
-            from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
-            from textworld.envs.pddl import PddlEnv
-        except ImportError as error:
-            raise ImportError(
-                f"ALFWorld's engine is not installed ({error}): pip install 'posttrain[alfworld]'; two of its "
-                "packages are built from source, which needs gcc and about 3 minutes"
-            ) from error
+        require_engine()
+        import textworld
+        from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
+        from textworld.envs.pddl import PddlEnv
+
         _remember_parses()
         _remember_translations()
         infos = textworld.EnvInfos(won=True, admissible_commands=True, facts=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from posttrain.alfworld.agents import AgentName
+from posttrain.alfworld.environment import require_engine
 from posttrain.alfworld.games import GOAL_IN_GRAMMAR, Game, Split, TaskType, read_games, write_tree
 from posttrain.alfworld.goals import GOAL_TEXTS, goal_pddl
 from posttrain.alfworld.oracle import NoPlanError, plan_in_room
@@ -49,6 +50,8 @@ def write_generated(config: GenerateConfig) -> None:
     """Make new games and write them as they come, each with its expert plan."""
     bases = read_games(Split.TRAIN, folder=config.folder, limit=config.limit)
     games = generate_games(bases, config.n_games, seed=config.seed, task_types=config.task_types)
+    if config.is_engine_checked:
+        require_engine()
     with GameProcess(seconds_per_game=300.0) as process:
         for game in tqdm(games, total=config.n_games, unit="game", desc="generate"):
             if config.is_engine_checked:

@@ -19,10 +19,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from posttrain.alfworld.agents import AgentName
-from posttrain.alfworld.environment import Observation
+from posttrain.alfworld.environment import Observation, require_engine
 from posttrain.alfworld.games import Game
 from posttrain.alfworld.play import GameRecord
 
@@ -45,7 +45,7 @@ class GameProcess:
         self.seconds_per_game = seconds_per_game
         self._command = tuple(command)
         self._process: subprocess.Popen[bytes] | None = None
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._errors: IO[bytes] | None = None  # what the process has said on standard error
         self._unread = b""
         self._n_games = 0
         self._seconds_left = 0.0
@@ -97,6 +97,9 @@ class GameProcess:
                 assert pipe is not None
                 pipe.close()
             self._process = None
+        if self._errors is not None:
+            self._errors.close()
+            self._errors = None
         self._unread = b""
 
     def __enter__(self) -> GameProcess:
@@ -104,7 +107,6 @@ class GameProcess:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-        self._errors.close()
 
     def _start_game(self) -> None:
         if self._n_games == GAMES_PER_PROCESS:
@@ -115,8 +117,7 @@ class GameProcess:
         self._seconds_left = self.seconds_per_game
 
     def _started(self) -> subprocess.Popen[bytes]:
-        self._errors.seek(0)
-        self._errors.truncate()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, (str(SOURCE), os.environ.get("PYTHONPATH")))),
@@ -180,12 +181,12 @@ class GameProcess:
 
     def _death(self) -> GameFailure:
         """What is known of a process that ended by itself."""
-        assert self._process is not None
+        assert self._process is not None and self._errors is not None
         code = self._process.wait()
-        self.close()
         how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        self.close()
         last_words = f": {lines[-1][:MAX_ERROR_CHARACTERS]}" if lines else ""
         return GameFailure(f"the engine's process ended, {how}{last_words}")
 
@@ -207,7 +208,11 @@ class RemoteEnvironment:
 def play_games(
     games: Sequence[Game], agent: AgentName, *, seed: int, max_steps: int, n_processes: int, seconds_per_game: float
 ) -> Iterator[GameRecord]:
-    """Play every game in `n_processes` worker processes; records come as games end."""
+    """Play every game in `n_processes` worker processes; records come as games end.
+
+    Raises ImportError where the engine is not installed: that is no failure of a game.
+    """
+    require_engine()
     processes: queue.SimpleQueue[GameProcess] = queue.SimpleQueue()
     all_processes = [GameProcess(seconds_per_game=seconds_per_game) for _ in range(n_processes)]
     for process in all_processes:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from posttrain.alfworld.games import Game, GamesError, Split, games_folder, read_games
+from posttrain.alfworld.processes import GameProcess
 from tests.alfworld.small_game import for_engine, small_game
 
 
@@ -34,3 +37,10 @@ def engine_kitchen(kitchen: Game) -> Game:
     pytest.importorskip("alfworld", reason="the engine is not installed: pip install 'posttrain[alfworld]'")
     pytest.importorskip("fast_downward", reason="the engine is not installed: pip install 'posttrain[alfworld]'")
     return for_engine(kitchen)
+
+
+@pytest.fixture(scope="session")
+def engine_process(engine_kitchen: Game) -> Iterator[GameProcess]:
+    """A process for the games of all tests, one after another: engines would pile up in the memory of pytest."""
+    with GameProcess(seconds_per_game=300) as process:
+        yield process

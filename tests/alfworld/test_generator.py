@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from posttrain.alfworld.environment import EngineEnvironment
 from posttrain.alfworld.games import Game, Split, TaskType, read_folder, write_tree
 from posttrain.alfworld.generator import generate_games
 from posttrain.alfworld.goals import GOAL_TEXTS, goal_pddl
+from posttrain.alfworld.processes import GameProcess, RemoteEnvironment
 from posttrain.alfworld.room import read_room
 from posttrain.alfworld.simulator import Simulator
 from tests.alfworld.small_game import for_engine, small_game
@@ -82,8 +82,8 @@ def test_goals_are_those_of_the_official_games(official_games: dict[Split, list[
 
 
 @pytest.mark.parametrize("number", range(len(TaskType)))
-def test_engine_wins_a_generated_game_of_each_type_by_its_plan(engine_kitchen: Game, number: int) -> None:
+def test_engine_wins_a_generated_game_of_each_type_by_its_plan(engine_process: GameProcess, number: int) -> None:
     game = list(generate_games([for_engine(small_game())], len(TaskType), seed=1))[number]
-    engine = EngineEnvironment(game)
+    engine = RemoteEnvironment(engine_process, game)
     assert not engine.reset().is_won
     assert [engine.step(command).is_won for command in game.walkthrough][-1]

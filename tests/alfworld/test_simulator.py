@@ -6,9 +6,10 @@ import random
 
 import pytest
 
-from posttrain.alfworld.environment import EngineEnvironment, Observation
+from posttrain.alfworld.environment import Observation
 from posttrain.alfworld.games import Game, Split, TaskType
 from posttrain.alfworld.oracle import oracle_plan
+from posttrain.alfworld.processes import GameProcess, RemoteEnvironment
 from posttrain.alfworld.simulator import Simulator
 from tests.alfworld.small_game import for_engine, small_game
 
@@ -108,9 +109,9 @@ def busy_command(rng: random.Random, seen: Observation) -> str:
     return rng.choice(changing if changing and rng.random() < 0.5 else list(seen.admissible))
 
 
-def assert_equal_play(game: Game, *, n_random: int, seed: int) -> None:
+def assert_equal_play(process: GameProcess, game: Game, *, n_random: int, seed: int) -> None:
     """The oracle's plan, then random play from the state that it has reached, then random play from the start."""
-    engine, simulator = EngineEnvironment(game), Simulator(game)
+    engine, simulator = RemoteEnvironment(process, game), Simulator(game)
     rng = random.Random(f"{seed}/{game.game_id}")
     for plan in (oracle_plan(game), []):
         seen = engine.reset()
@@ -125,13 +126,13 @@ def assert_equal_play(game: Game, *, n_random: int, seed: int) -> None:
 @pytest.mark.parametrize(
     ("task_type", "thing", "target"), [(TaskType.HEAT, "Apple", "Fridge"), (TaskType.LOOK, "Mug", "DeskLamp")]
 )
-def test_small_game_is_played_equally_by_the_engine(engine_kitchen: Game, task_type, thing, target) -> None:
+def test_small_game_is_played_equally_by_the_engine(engine_process: GameProcess, task_type, thing, target) -> None:
     goal = "test the engine"
-    assert_equal_play(for_engine(small_game(task_type, thing, target, goal=goal)), n_random=60, seed=0)
+    assert_equal_play(engine_process, for_engine(small_game(task_type, thing, target, goal=goal)), n_random=60, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task_type", TaskType)
-def test_official_games_are_played_equally_by_the_engine(official_games, engine_kitchen, task_type) -> None:
+def test_official_games_are_played_equally_by_the_engine(official_games, engine_process, task_type) -> None:
     games = [game for game in official_games[Split.VALID_UNSEEN] if game.task_type is task_type]
-    assert_equal_play(games[7], n_random=30, seed=0)
+    assert_equal_play(engine_process, games[7], n_random=30, seed=0)
