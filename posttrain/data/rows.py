@@ -210,7 +210,7 @@ def _afterstates(fields: Fields, spans: Sequence[tuple[int, int]], *, n_tokens: 
     starts = {start for start, _ in spans}
     possible = [end for _, end in spans if end < n_tokens and end not in starts]
     if not are_plain_ints(items) or [index for index in possible if index in items] != list(items):
-        fields.fault("afterstates", f"got {shown(items)}, expected {expected}: of {shown(possible)}")
+        fields.fault("afterstates", f"got {shown(items)}, expected {expected}: of {possible}")
         return ()
     return tuple(items)  # type: ignore[arg-type]
 

@@ -60,7 +60,7 @@ def test_afterstates_are_written_as_they_were_read() -> None:
     assert trajectory_to_json(row) == EPISODE
 
 
-@pytest.mark.parametrize("wrong", [[3], [5], [7, 4], [4, 4], [9], ["4"]])
+@pytest.mark.parametrize("wrong", [[3], [5], [7, 4], [4, 4], [9], [True]])
 def test_index_that_follows_no_turn_is_refused_with_those_that_do(wrong: list) -> None:
     with pytest.raises(RowError) as error:
         parse_trajectory({**EPISODE, "afterstates": wrong}, "f.jsonl:1")
