@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from posttrain.alfworld.environment import require_engine
 from posttrain.alfworld.games import Game, GamesError, Split, games_folder, read_games
 from posttrain.alfworld.processes import GameProcess
 from tests.alfworld.small_game import for_engine, small_game
@@ -34,8 +35,10 @@ def kitchen() -> Game:
 @pytest.fixture(scope="session")
 def engine_kitchen(kitchen: Game) -> Game:
     """The small game as the real engine takes it."""
-    pytest.importorskip("alfworld", reason="the engine is not installed: pip install 'posttrain[alfworld]'")
-    pytest.importorskip("fast_downward", reason="the engine is not installed: pip install 'posttrain[alfworld]'")
+    try:
+        require_engine()
+    except ImportError as error:
+        pytest.skip(str(error))
     return for_engine(kitchen)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
-from posttrain.alfworld.games import GOAL_PLACEHOLDER, Game, TaskType
+from posttrain.alfworld.games import DOMAIN_FILE, GOAL_PLACEHOLDER, GRAMMAR_FILE, Game, TaskType
 from posttrain.alfworld.goals import goal_pddl
 
 # id -> (type, location, openable); the side table and the shelf are reached from one place.
@@ -69,10 +70,11 @@ def small_game(
 
 def for_engine(game: Game) -> Game:
     """The game with the domain and the grammar that the alfworld package carries."""
-    from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
-
-    grammar = Path(ALFRED_TWL2_PATH).read_text(encoding="utf-8").replace(GOAL_PLACEHOLDER, game.goal)
-    return replace(game, pddl_domain=Path(ALFRED_PDDL_PATH).read_text(encoding="utf-8"), grammar=grammar)
+    package = find_spec("alfworld")  # importing it would make its data folder in the user's home
+    assert package is not None and package.origin is not None
+    data = Path(package.origin).with_name("data")
+    grammar = (data / GRAMMAR_FILE).read_text(encoding="utf-8").replace(GOAL_PLACEHOLDER, game.goal)
+    return replace(game, pddl_domain=(data / DOMAIN_FILE).read_text(encoding="utf-8"), grammar=grammar)
 
 
 def problem(goal: str) -> str:

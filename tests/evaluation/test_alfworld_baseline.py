@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.alfworld.agents import AgentName
+from posttrain.alfworld.environment import require_engine
 from posttrain.alfworld.games import Split, TaskType, write_tree
 from posttrain.alfworld.play import GameRecord
 from posttrain.evaluation.alfworld_baseline import (
@@ -77,8 +78,10 @@ def test_failed_games_are_listed_with_their_reason() -> None:
 
 
 def test_run_plays_only_the_games_that_are_not_on_file(tmp_path: Path, capsys) -> None:
-    pytest.importorskip("alfworld", reason="the engine is not installed: pip install 'posttrain[alfworld]'")
-    pytest.importorskip("fast_downward", reason="the engine is not installed: pip install 'posttrain[alfworld]'")
+    try:
+        require_engine()
+    except ImportError as error:
+        pytest.skip(str(error))
     games = [for_engine(small_game(game_id=f"valid_seen/small/trial_{i}")) for i in range(3)]
     write_tree(games, tmp_path / "games")
     config = BaselineConfig(
