@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from posttrain import __version__
 from posttrain.alfworld.environment import Environment, require_engine
@@ -137,33 +137,7 @@ def collect_episodes(config: AlfworldCollectConfig) -> Path:
     n_done = file.resume(asked, problems_per_chunk=config.games_per_chunk, count=tally.add)
     start = time.monotonic()
     if n_done < len(asked):
-        engine = load_engine(
-            config.model,
-            tokenizer,
-            engine=config.engine,
-            dtype=config.dtype,
-            device=config.device,
-            batch_size=config.batch_size,
-            max_tokens=config.max_tokens,
-        )
-        with tqdm(total=len(asked), initial=n_done, unit="game", desc="collect") as bar:
-            for first in range(n_done, len(asked), config.games_per_chunk):
-                chunk = asked[first : first + config.games_per_chunk]
-                episodes = play_side_by_side(
-                    engine,
-                    tokenizer,
-                    protocol,
-                    params,
-                    [(game.game, sample) for game in chunk for sample in range(config.samples_per_game)],
-                    environment=config.environment,
-                    seconds_per_game=config.seconds_per_game,
-                )
-                rows = [_row(episode, tokenizer) for episode in episodes]
-                file.append(rows)
-                for place, game in enumerate(chunk):
-                    tally.add(game, rows[place * config.samples_per_game :][: config.samples_per_game])
-                bar.set_postfix_str(f"won {tally.n_won / tally.n_rows:.1%}")
-                bar.update(len(chunk))
+        _play_and_write(config, tokenizer, protocol, params, asked[n_done:], file, tally)
     file.write_summary(
         {
             "is_complete": True,
@@ -177,6 +151,46 @@ def collect_episodes(config: AlfworldCollectConfig) -> Path:
     )
     print(f"{config.output}: {tally.n_rows:,} episodes of {tally.n_games:,} games, {tally.n_won:,} won")
     return config.output
+
+
+def _play_and_write(
+    config: AlfworldCollectConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    protocol: EpisodeProtocol,
+    params: EpisodeParams,
+    asked: Sequence[_Asked],
+    file: RowFile,
+    tally: _Tally,
+) -> None:
+    """Play the games that are left, a chunk at a time, and add their rows to file and tally."""
+    engine = load_engine(
+        config.model,
+        tokenizer,
+        engine=config.engine,
+        dtype=config.dtype,
+        device=config.device,
+        batch_size=config.batch_size,
+        max_tokens=config.max_tokens,
+    )
+    k = config.samples_per_game
+    with tqdm(total=len(asked), unit="game", desc="collect") as bar:
+        for first in range(0, len(asked), config.games_per_chunk):
+            chunk = asked[first : first + config.games_per_chunk]
+            episodes = play_side_by_side(
+                engine,
+                tokenizer,
+                protocol,
+                params,
+                [(one.game, sample) for one in chunk for sample in range(k)],
+                environment=config.environment,
+                seconds_per_game=config.seconds_per_game,
+            )
+            rows = [_row(episode, tokenizer) for episode in episodes]
+            file.append(rows)
+            for place, one in enumerate(chunk):
+                tally.add(one, rows[place * k : (place + 1) * k])
+            bar.set_postfix_str(f"won {tally.n_won / tally.n_rows:.1%}")
+            bar.update(len(chunk))
 
 
 def play_side_by_side(
@@ -213,7 +227,12 @@ def load_engine(
     batch_size: int,
     max_tokens: int,
 ) -> SamplingEngine:
-    """The sampling engine that runs a policy; vLLM reserves room for `max_tokens` a conversation."""
+    """The sampling engine that runs a policy. Raises ValueError when `max_tokens` is more than it has positions."""
+    n_positions = AutoConfig.from_pretrained(model).max_position_embeddings
+    if max_tokens > n_positions:
+        raise ValueError(
+            f"max_tokens is {max_tokens:,}, the model has {n_positions:,} positions: set it to those or less"
+        )
     if engine == "vllm":
         return VllmEngine(model, dtype=dtype, max_model_len=max_tokens)
     policy = load_policy(model, dtype=getattr(torch, dtype))

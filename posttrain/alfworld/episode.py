@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,7 +20,7 @@ from posttrain.schema import FinishReason, Message, TrajectoryRow
 NO_COMMAND = "the reply names no action"
 REPLY_CUT = "the reply was cut by its token budget"
 NO_ROOM = "the conversation has reached max_tokens"
-SEED_LIMIT = 2**64
+MAX_THREADS = 32  # that step environments side by side
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Episode:
     is_over: bool = False
     finish_reason: FinishReason = FinishReason.STOP  # of the last reply
     failure: str | None = None  # why it ended before the game was won or the turns were used up
-    _observation: Observation | None = None
+    observation: Observation | None = None  # after the last command
 
     @property
     def afterstates(self) -> tuple[int, ...]:
@@ -74,22 +74,23 @@ def play_episodes(
     the game's id, the sample and the turn: an episode does not depend on the others, up to the last bits of logits.
     Environments are stepped in threads, so that engine processes work side by side.
     """
-    sampling = SamplingParams(**{**_fields(params.sampling), "stop": (*params.sampling.stop, *turns.stop)})
+    sampling = replace(params.sampling, stop=(*params.sampling.stop, *turns.stop))
     episodes = [Episode(game, sample) for game, sample, _ in games]
     environments = [environment for _, _, environment in games]
-    with ThreadPoolExecutor(max(1, len(games))) as threads:
+    with ThreadPoolExecutor(MAX_THREADS) as threads:
         list(threads.map(lambda e, env: _start(e, env, turns, protocol), episodes, environments))
         while running := [i for i, episode in enumerate(episodes) if not _is_done(episode, params)]:
             prompts = [episodes[i].input_ids for i in running]
             streams = [_stream(episodes[i]) for i in running]
             samples = [found[0] for found in engine.sample(prompts, sampling, 1, streams=streams)]
+            replies = [str(tokenizer.decode(list(s.token_ids), skip_special_tokens=True)) for s in samples]
             for i, sample in zip(running, samples, strict=True):
                 _record(episodes[i], sample)
-            texts = [tokenizer.decode(list(s.token_ids), skip_special_tokens=True) for s in samples]
-            stepped = threads.map(
-                lambda i, text: _answer(episodes[i], str(text), environments[i], turns, protocol), running, texts
+            list(
+                threads.map(
+                    lambda i, reply: _answer(episodes[i], reply, environments[i], turns, protocol), running, replies
+                )
             )
-            list(stepped)
     return episodes
 
 
@@ -121,7 +122,7 @@ def _start(episode: Episode, environment: Environment, turns: Turns, protocol: E
     except GameFailure as failure:
         episode.is_over, episode.failure = True, str(failure)
         return
-    episode._observation = observation
+    episode.observation = observation
     episode.messages = protocol.opening(observation.text)
     episode.input_ids = turns.opening(episode.messages)
 
@@ -155,24 +156,20 @@ def _answer(episode: Episode, reply: str, environment: Environment, turns: Turns
 
 
 def _step(episode: Episode, command: str, environment: Environment) -> str:
-    assert episode._observation is not None
+    assert episode.observation is not None
     episode.commands.append(command)
-    episode.n_inadmissible += command not in episode._observation.admissible
+    episode.n_inadmissible += command not in episode.observation.admissible
     try:
-        episode._observation = environment.step(command)
+        episode.observation = environment.step(command)
     except GameFailure as failure:
         episode.is_over, episode.failure = True, str(failure)
         return NOTHING_HAPPENS
-    episode.is_won = episode._observation.is_won
+    episode.is_won = episode.observation.is_won
     episode.is_over = episode.is_won
-    return episode._observation.text
+    return episode.observation.text
 
 
 def _stream(episode: Episode) -> int:
     """The random stream of an episode's next turn: 64 bits of a hash."""
     text = f"{episode.game.game_id}/{episode.sample}/{len(episode.action_spans)}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
-
-
-def _fields(params: SamplingParams) -> dict[str, object]:
-    return {name: getattr(params, name) for name in SamplingParams.__dataclass_fields__}

@@ -195,3 +195,13 @@ def test_collection_that_was_cut_off_ends_with_the_rows_of_an_unbroken_one(tmp_p
 def test_validation_games_are_refused_for_training_rows() -> None:
     with pytest.raises(ValueError, match="rows for training"):
         AlfworldCollectConfig(model="m", output=Path("rows.jsonl"), games="valid_seen")
+
+
+def test_conversation_longer_than_the_model_reads_is_refused_before_the_first_game(tmp_path: Path) -> None:
+    policy = write_random_policy(tmp_path / "policy", chat=False)
+    write_tree([small_game(grammar='"Your task is to: UNKNOWN GOAL."')], tmp_path / "games")
+    config = AlfworldCollectConfig(
+        str(policy), tmp_path / "rows.jsonl", games=str(tmp_path / "games"), max_tokens=5000
+    )
+    with pytest.raises(ValueError, match=r"max_tokens is 5,000, the model has 4,096 positions"):
+        collect_episodes(config)
