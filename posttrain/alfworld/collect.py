@@ -26,6 +26,7 @@ from posttrain.data.tokenizer_card import tokenizer_card
 from posttrain.models.loading import device_named
 from posttrain.models.policy import load_policy
 from posttrain.pretrained import load_tokenizer
+from posttrain.rollout.collect import weights_sha256
 from posttrain.rollout.row_file import RowFile
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.rollout.vllm_engine import VllmEngine
@@ -133,6 +134,7 @@ def collect_episodes(config: AlfworldCollectConfig) -> Path:
     asked = [_asked(game, protocol) for game in _games(config)]
     tally, file = _Tally(), RowFile(config.output, n_per_problem=config.samples_per_game)
     run = {key: value for key, value in plain(asdict(config)).items() if key not in _MAY_CHANGE}
+    run["model_sha256"] = weights_sha256(Path(config.model))
     file.claim(run)
     n_done = file.resume(asked, problems_per_chunk=config.games_per_chunk, count=tally.add)
     start = time.monotonic()

@@ -104,7 +104,7 @@ def collect(config: CollectConfig) -> Path:
     template = named_template(config.template, tokenizer, instruction=config.instruction)
     problems = read_problems(config.problems, limit=config.limit, template=template)
     require_distinct_ids(problems)
-    run = {**_shown(config, but=_MAY_CHANGE), "model_sha256": _weights_sha256(Path(config.model))}
+    run = {**_shown(config, but=_MAY_CHANGE), "model_sha256": weights_sha256(Path(config.model))}
     n_of_all_shards, path = len(problems), config.output
     if config.shard is not None:
         shard = Shard.parse(config.shard)
@@ -204,7 +204,7 @@ def _shown(config: CollectConfig, but: frozenset[str] = frozenset()) -> dict[str
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def _weights_sha256(folder: Path) -> str | None:
+def weights_sha256(folder: Path) -> str | None:
     """Of all weights in a model folder, so that a policy trained anew under the same name is told apart."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
