@@ -146,7 +146,7 @@ def collect_episodes(config: AlfworldCollectConfig) -> Path:
             "run": run,
             **asdict(tally),
             "last_run": {"n_games_found_done": n_done, "seconds": time.monotonic() - start},
-            "config": plain(asdict(config)),
+            "config": {**plain(asdict(config)), "template": "chat" if tokenizer.chat_template else "plain"},
             "tokenizer": tokenizer_card(tokenizer),
             "posttrain": __version__,
         }

@@ -27,6 +27,8 @@ from posttrain.data.chat import template_messages
 from posttrain.data.collate import StateLevel, collate
 from posttrain.data.encode import encode_trajectory
 from posttrain.data.rows import parse_trajectory, trajectory_to_json
+from posttrain.data.sources import OnBadRow, read_rows
+from posttrain.data.tokenizer_card import require_tokenizer_of_rows
 from posttrain.losses import afterstates
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.sampling import SamplingParams
@@ -190,6 +192,27 @@ def test_collection_that_was_cut_off_ends_with_the_rows_of_an_unbroken_one(tmp_p
     kept = "\n".join(whole[:3])  # a game and half of the next, whose last line is torn
     (tmp_path / "cut.jsonl").write_text(kept)
     assert collect("cut.jsonl") == whole
+
+
+def test_collected_chat_rows_pass_the_check_before_training(tmp_path: Path) -> None:
+    policy = write_random_policy(tmp_path / "policy", chat=True)
+    write_tree([small_game(grammar='"Your task is to: UNKNOWN GOAL."')], tmp_path / "games")
+    config = AlfworldCollectConfig(
+        model=str(policy),
+        output=tmp_path / "rows.jsonl",
+        games=str(tmp_path / "games"),
+        samples_per_game=2,
+        max_new_tokens=40,
+        max_turns=2,
+        dtype="float32",
+    )
+    collect_episodes(config)
+    tokenizer = character_tokenizer(chat=True)
+    rows = read_rows(config.output, parse_trajectory, on_bad_row=OnBadRow.ERROR)
+    assert [row.task_id for row in rows.rows] == ["train/small/trial_0"] * 2
+    require_tokenizer_of_rows(str(config.output), tokenizer)
+    encoded = [encode_trajectory(row, tokenizer, i, step_delimiters=()) for i, row in enumerate(rows.rows)]
+    assert [sum(row.is_action) for row in encoded] == [len(row.behavior_logp) for row in rows.rows]
 
 
 def test_validation_games_are_refused_for_training_rows() -> None:
