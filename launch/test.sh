@@ -46,7 +46,7 @@ run_pytest() {
 }
 
 make_venv
-install_posttrain deepspeed,dev,math,peft,qlora,quickstart || fail "the install failed; pip's reason stands above"
+install_posttrain alfworld,deepspeed,dev,math,peft,qlora,quickstart || fail "the install failed; pip's reason stands above"
 if ! $is_fast; then install_vllm; fi
 
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1

@@ -114,6 +114,30 @@ VERBS = (
         function="posttrain.evaluation.validate:validate",
     ),
     Verb(
+        "alfworld baseline",
+        "Play the official ALFWorld games with an agent that needs no model, and print the share of games won.",
+        config="posttrain.evaluation.alfworld_baseline:BaselineConfig",
+        function="posttrain.evaluation.alfworld_baseline:run_baseline",
+    ),
+    Verb(
+        "alfworld eval",
+        "Play the official ALFWorld games with a policy on the real engine, and print the share of games won.",
+        config="posttrain.evaluation.alfworld_eval:AlfworldEvalConfig",
+        function="posttrain.evaluation.alfworld_eval:evaluate_alfworld",
+    ),
+    Verb(
+        "alfworld generate",
+        "Make new ALFWorld games with expert plans from the rooms of training games.",
+        config="posttrain.alfworld.generator:GenerateConfig",
+        function="posttrain.alfworld.generator:write_generated",
+    ),
+    Verb(
+        "alfworld collect",
+        "Play ALFWorld games with a policy, and write the episodes as rows that carry rewards.",
+        config="posttrain.alfworld.collect:AlfworldCollectConfig",
+        function="posttrain.alfworld.collect:collect_episodes",
+    ),
+    Verb(
         "report",
         "Write a run's tables and plots as one HTML page with PNG files.",
         config="posttrain.evaluation.report:ReportConfig",

@@ -62,6 +62,8 @@ class TrajectoryRow:
     finish_reason: FinishReason
     behavior_logp: tuple[float, ...] | None  # one per action token, nats
     ref_logp: tuple[float, ...] | None  # one per action token, nats
+    # Indexes of first tokens of observations: in the states before them the environment moves (see EncodedTrajectory).
+    afterstates: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,10 @@ class EncodedTrajectory:
     input_ids: tuple[int, ...]
     is_action: tuple[bool, ...]  # by token: the policy chose this token
     is_step_start: tuple[bool, ...]  # by token: this action opens a step (the first action always does)
-    reward: tuple[float, ...]  # by token: reward received for choosing it
+    reward: tuple[float, ...]  # by token: reward received for choosing it, or, after a last turn, with its observation
+    # By token: the first one of an observation, whose state is an afterstate (a turn is over, the environment moves);
+    # empty where a row has none.
+    is_afterstate: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

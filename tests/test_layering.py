@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models", "data", "rewards", "vision", "control"),
     ("search",),
     ("rollout",),  # evaluation and serving sample through its engines
+    ("alfworld",),  # its episodes are sampled through an engine and written as rollouts
     ("training", "evaluation", "serve"),
     ("quickstart", "iterate"),
     ("cli",),

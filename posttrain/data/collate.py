@@ -50,7 +50,7 @@ def collate(encoded: Sequence[EncodedTrajectory], *, pad_id: int, states: StateL
     """The fields of a TokenBatch: state t is the prefix ids[:, : t + 1], its action the token ids[:, t + 1]."""
     if not encoded:
         raise ValueError("a batch needs at least one row, got none")
-    is_state_token = [row.is_step_start if states is StateLevel.STEP else row.is_action for row in encoded]
+    is_state_token = [_is_state(row, states) for row in encoded]
     return {
         "input_ids": _padded([row.input_ids for row in encoded], pad_id, torch.int64),
         "is_token": _padded([(True,) * len(row.input_ids) for row in encoded], False, torch.bool),
@@ -59,6 +59,14 @@ def collate(encoded: Sequence[EncodedTrajectory], *, pad_id: int, states: StateL
         "reward": _padded([row.reward for row in encoded], 0.0, torch.float32)[:, 1:],
         "row_id": torch.tensor([row.row_id for row in encoded], dtype=torch.int64),
     }
+
+
+def _is_state(row: EncodedTrajectory, states: StateLevel) -> tuple[bool, ...]:
+    """By token: the states of the level, and the afterstates of a row that has them."""
+    chosen = row.is_step_start if states is StateLevel.STEP else row.is_action
+    if not row.is_afterstate:
+        return chosen
+    return tuple(is_chosen or is_after for is_chosen, is_after in zip(chosen, row.is_afterstate, strict=True))
 
 
 def _require_states(row: EncodedTrajectory) -> None:

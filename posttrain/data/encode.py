@@ -19,7 +19,8 @@ def encode_trajectory(
 
     Recorded `input_ids` are used as they are. Otherwise prompt and completion are tokenised apart and joined, with EOS
     only where the policy chose to stop; a conversation goes through the chat template. The terminal reward falls on
-    the last action, a step's reward on the last action before its end.
+    the last action, or on the observation after it where that is an afterstate, so that V there is what the turn was
+    worth; a step's reward on the last action before its end.
 
     Raises RowError for a row without an action, with an action that has no token before it, with ids that the
     tokenizer does not have, with a prompt that its chat template renders otherwise, or cut and yet ending in EOS.
@@ -49,6 +50,7 @@ def encode_trajectory(
         is_action=tuple(is_action),
         is_step_start=tuple(is_step_start),
         reward=_reward_by_token(row, is_action),
+        is_afterstate=tuple(index in row.afterstates for index in range(len(ids))) if row.afterstates else (),
     )
 
 
@@ -83,7 +85,7 @@ def _tokens_and_spans(row: TrajectoryRow, tokenizer: PreTrainedTokenizerBase) ->
 def _reward_by_token(row: TrajectoryRow, is_action: Sequence[bool]) -> tuple[float, ...]:
     reward = [0.0] * len(is_action)
     if row.reward is not None:
-        reward[_last_action(is_action, len(is_action))] += row.reward
+        reward[max(_last_action(is_action, len(is_action)), *row.afterstates, 0)] += row.reward
     for step in row.step_rewards:
         reward[_last_action(is_action, step.end)] += step.reward
     return tuple(reward)

@@ -42,6 +42,7 @@ TRAJECTORY_COLUMNS = (
     "finish_reason",
     "behavior_logp",
     "ref_logp",
+    "afterstates",
 )
 PROBLEM_COLUMNS = ("task_id", "prompt", "answer", "grader", "entry", "tags")
 FINISH_REASON_MEANING = '"stop" (the policy ended the answer) or "length" (the token budget cut it)'
@@ -73,6 +74,7 @@ def parse_trajectory(obj: object, where: str) -> TrajectoryRow:
         finish_reason=fields.choice("finish_reason", FinishReason, FINISH_REASON_MEANING),
         behavior_logp=_logps(fields, "behavior_logp", n_actions),
         ref_logp=_logps(fields, "ref_logp", n_actions),
+        afterstates=_afterstates(fields, spans, n_tokens=len(input_ids)),
     )
     _require_actions(fields, row)
     fields.raise_faults()
@@ -137,6 +139,7 @@ def trajectory_to_json(row: TrajectoryRow) -> dict[str, object]:
         "finish_reason": row.finish_reason.value,
         "behavior_logp": None if row.behavior_logp is None else list(row.behavior_logp),
         "ref_logp": None if row.ref_logp is None else list(row.ref_logp),
+        "afterstates": list(row.afterstates) or None,
     }
     return {name: value for name, value in columns.items() if value is not None}
 
@@ -197,6 +200,19 @@ def _action_spans(fields: Fields, *, n_tokens: int) -> tuple[tuple[int, int], ..
             return ()
         previous_end = span[1]  # type: ignore[index]
     return tuple((span[0], span[1]) for span in items)  # type: ignore[index]
+
+
+def _afterstates(fields: Fields, spans: Sequence[tuple[int, int]], *, n_tokens: int) -> tuple[int, ...]:
+    expected = "rising indexes of first tokens after an action span"
+    items = fields.items("afterstates", expected)
+    if not fields.is_sound("afterstates", "input_ids", "action_spans"):
+        return ()
+    starts = {start for start, _ in spans}
+    possible = [end for _, end in spans if end < n_tokens and end not in starts]
+    if not are_plain_ints(items) or [index for index in possible if index in items] != list(items):
+        fields.fault("afterstates", f"got {shown(items)}, expected {expected}: of {possible}")
+        return ()
+    return tuple(items)  # type: ignore[arg-type]
 
 
 def _terminal_reward(fields: Fields) -> float | None:

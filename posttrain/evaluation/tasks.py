@@ -64,6 +64,8 @@ def task_source(name: str) -> tuple[str, str | None]:
         task = TASKS[name]
         on_disk = [source for source in task.sources if Path(find_data(source)).is_file()]
         return (on_disk or [task.sources[-1]])[0], task.protocol
+    if name == "alfworld":
+        raise ValueError("ALFWorld's games are played turn by turn on its engine: posttrain alfworld eval")
     is_source = name.startswith(GENERATED_PREFIX) or "/" in name or Path(name).suffix in LOCAL_FORMATS
     if not is_source:
         near = difflib.get_close_matches(name, TASKS, n=1)
@@ -84,6 +86,7 @@ def list_tasks(config: ListConfig) -> None:
         source, _ = task_source(name)
         place = "generated" if source.startswith(GENERATED_PREFIX) else str(find_data(source))
         print(f"  {name:13} {task.n_problems:5} problems  {task.protocol:12}  {task.about}; from {place}")
+    print("  alfworld        274 games: posttrain alfworld eval")
     print("  or a .jsonl or .parquet file, a Hub id, reasoning_gym:<dataset>?size=<n>&seed=<n>")
     print("\nProtocols (--protocol NAME; `posttrain eval ls --protocol NAME` shows one whole):")
     for protocol in PROTOCOLS.values():

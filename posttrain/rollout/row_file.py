@@ -6,10 +6,24 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from posttrain.data.rows import parse_trajectory, trajectory_to_json
 from posttrain.data.tokenizer_card import summary_path
-from posttrain.schema import Problem, TrajectoryRow
+from posttrain.schema import Message, TrajectoryRow
+
+
+class Asked(Protocol):
+    """What a row answers: a problem, or a game."""
+
+    @property
+    def task_id(self) -> str: ...
+
+    @property
+    def prompt(self) -> str | tuple[Message, ...]: ...
+
+
+AskedT = TypeVar("AskedT", bound=Asked)
 
 
 class RowFile:
@@ -51,10 +65,10 @@ class RowFile:
 
     def resume(
         self,
-        problems: Sequence[Problem],
+        problems: Sequence[AskedT],
         *,
         problems_per_chunk: int,
-        count: Callable[[Problem, Sequence[TrajectoryRow]], None],
+        count: Callable[[AskedT, Sequence[TrajectoryRow]], None],
     ) -> int:
         """Problems whose rows stay, a whole number of chunks or all of them; what lies behind is cut off the file.
 
@@ -84,7 +98,7 @@ class RowFile:
         temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         temporary.replace(self.summary_path)
 
-    def _problems_on_disk(self, problems: Sequence[Problem]) -> Iterator[tuple[Problem, list[TrajectoryRow], int]]:
+    def _problems_on_disk(self, problems: Sequence[AskedT]) -> Iterator[tuple[AskedT, list[TrajectoryRow], int]]:
         """Each problem that has all its rows, with them and the byte behind them."""
         rows: list[TrajectoryRow] = []
         end = 0

@@ -24,7 +24,8 @@ def test_a_question_is_put_as_the_protocol_says_braces_and_all():
 
 def test_a_chat_protocol_is_rendered_by_the_models_own_template():
     tokenizer = word_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    turns = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    tokenizer.chat_template = turns + "{% if add_generation_prompt %}[assistant]{% endif %}"
     asked = protocol_named("qwen-math").template(tokenizer)(QUESTION)
     assert asked.startswith("[system]Please reason step by step") and asked.endswith(f"[user]{QUESTION}[assistant]")
 
@@ -70,6 +71,8 @@ def test_a_template_of_ones_own_leaves_each_problem_its_grader():
 def test_a_word_that_is_no_task_is_refused_with_the_nearest_one(word, hint):
     with pytest.raises(ValueError, match=f"'{word}' is no task and no source of problems.*{hint}"):
         task_source(word)
+    with pytest.raises(ValueError, match="posttrain alfworld eval"):
+        task_source("alfworld")
     with pytest.raises(ValueError, match="protocol is 'gsm8k', needs one of: gsm8k-plain"):
         protocol_named("gsm8k")
 
