@@ -25,6 +25,7 @@ from posttrain.config_fields import plain
 from posttrain.environment import installed_version
 from posttrain.evaluation.statistics import wilson_interval
 from posttrain.evaluation.tables import NOT_APPLICABLE, Table
+from posttrain.provenance import git_state
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -161,6 +162,7 @@ def write_card(config: DataclassInstance, *, output: Path, agent: str, n_games: 
         "config": plain(asdict(config)),
         "n_games": n_games,
         "games": games_folder(folder).name,
+        "git": git_state(),
         "packages": {name: installed_version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "device": f"CPU {platform.machine()}, {os.cpu_count()} cores",
