@@ -133,8 +133,6 @@ def _evaluate(
         arguments if value is None else (*arguments, "--value_model", value),
         recipe=config.eval_recipe,
     )
-    if not stages.is_finished(stage):
-        answers.unlink(missing_ok=True)  # of an evaluation that was stopped
     stages.run(stage)
 
 

@@ -1,4 +1,4 @@
-"""`posttrain eval` with the two token-level searches: records against the search itself, and what is refused."""
+"""`posttrain eval run` with the two token-level searches: records against the search itself, and what is refused."""
 
 from dataclasses import dataclass
 from pathlib import Path
