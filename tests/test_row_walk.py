@@ -97,7 +97,8 @@ def answer(config: OreoConfig, folder: Path, name: str, policy: Path, **changes:
     output = run / "answers.jsonl"
     settings = {"decoding": ("greedy", "sample:4"), "max_new_tokens": 10}
     problems = write_problems(folder / "problems.jsonl")
-    evaluate(EvalConfig(str(policy), str(problems), str(output), name, **settings, **changes))
+    paths = {"problems": str(problems), "model": str(policy), "output": str(output)}
+    evaluate(EvalConfig(**paths, name=name, **settings, **changes))
     return [record for record in read_records(output) if record.method.startswith(f"{name}/")]
 
 

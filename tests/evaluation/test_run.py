@@ -1,4 +1,4 @@
-"""`posttrain eval run` with a real policy and value model: its records against the engine and the networks themselves."""
+"""`posttrain eval run` with a real policy and value model: its records against the engine and the networks."""
 
 import json
 from collections import Counter

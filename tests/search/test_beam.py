@@ -24,7 +24,7 @@ class EveryChoice:
     Two steps of one token plus newline are chosen from {2, 3, 4}; the third ends with EOS.
     """
 
-    def sample(self, prompts, params, n):
+    def sample(self, prompts, params, n, *, streams=None):
         return [[self._nth(tuple(prompt), i, bool(params.stop)) for i in range(n)] for prompt in prompts]
 
     def _nth(self, prefix, i, is_stepwise):
