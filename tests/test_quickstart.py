@@ -99,7 +99,9 @@ def test_every_printed_command_is_one_that_the_command_line_reads(finished, monk
     commands = [shlex.split(found) for found in re.findall(r"s\] (posttrain .*)", printed)]
     assert len(commands) == 11  # base, sft, collect, three ways to learn, five evaluations
     configs = {verb.name: verb for verb in VERBS}
-    for _, name, *rest in commands:
+    for _, *words in commands:
+        n_words = 2 if words[0] == "eval" else 1
+        name, rest = " ".join(words[:n_words]), words[n_words:]
         config = load_config(resolve(configs[name].config), rest, prog=f"posttrain {name}", summary="")
         assert config.seed == 0
         assert Path(config.model).is_relative_to(run)

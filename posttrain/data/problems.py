@@ -55,6 +55,11 @@ def named_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, *, in
     """The template of that name; only `chat` has a system message, so an instruction for another is a ValueError."""
     if name == "chat":
         return partial(chat_prompt, tokenizer=tokenizer, instruction=instruction)
+    return text_template(name, instruction=instruction)
+
+
+def text_template(name: str, *, instruction: str) -> PromptTemplate:
+    """The template of that name, of those without a system message; ValueError for an instruction."""
     if instruction:
         raise ValueError(f"instruction is set, but template is {name!r}: only 'chat' has a system message")
     return PROMPT_TEMPLATES[name]

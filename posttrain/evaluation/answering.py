@@ -7,14 +7,17 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from posttrain.data.encode import encode_prompt
+from posttrain.evaluation.completing import Completer, as_completion
 from posttrain.evaluation.decoding import Beam, Decoding, Greedy, LikelihoodBeam, LogRatioBeam, Sampled
 from posttrain.evaluation.eval_config import EvalConfig, name_of
 from posttrain.evaluation.protocols import Protocol
+from posttrain.evaluation.remote import Completion
 from posttrain.evaluation.statistics import majority_vote
 from posttrain.rewards.grade import extracted_answer, grade_all
 from posttrain.rewards.pool import GradingPool
 from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.sampling import Sample, SamplingEngine, SamplingParams
+from posttrain.sampling import SamplingEngine, SamplingParams
 from posttrain.schema import AnswerRecord, FinishReason, Grade, Problem
 from posttrain.search.beam import BeamParams, beam_search
 from posttrain.search.best_of_n import score_samples
@@ -25,14 +28,30 @@ from posttrain.search.tree import NodeState, SearchTree
 
 
 @dataclass(frozen=True, slots=True)
+class TokenAccess:
+    """What value models and searches take: an engine in this process and its tokenizer."""
+
+    engine: SamplingEngine
+    tokenizer: PreTrainedTokenizerBase
+
+    def prompts(self, problems: Sequence[Problem]) -> list[tuple[int, ...]]:
+        return [tuple(encode_prompt(problem.prompt, self.tokenizer)) for problem in problems]
+
+    @property
+    def transformers_engine(self) -> TransformersEngine:
+        assert isinstance(self.engine, TransformersEngine)  # checked when the config was read
+        return self.engine
+
+
+@dataclass(frozen=True, slots=True)
 class Answering:
     """Everything that decoding takes, built once."""
 
-    engine: SamplingEngine
+    completer: Completer
+    tokens: TokenAccess | None  # None behind a URL
     value_model: PreTrainedModel | None
     scorer: ValueScorer | None
     log_ratio: NextTokenScorer | None
-    tokenizer: PreTrainedTokenizerBase
     protocol: Protocol
     pool: GradingPool
     config: EvalConfig
@@ -45,7 +64,6 @@ class Chunk:
 
     start: int  # place of the first among all problems; the place of a problem is its random stream
     problems: Sequence[Problem]
-    prompts: Sequence[tuple[int, ...]]
 
     @property
     def streams(self) -> range:
@@ -75,7 +93,8 @@ def answer(a: Answering, chunk: Chunk, decoding: Decoding) -> list[AnswerRecord]
         case Beam():
             return graded(a, list(_beam(a, chunk, decoding)))
         case LikelihoodBeam(width):
-            return graded(a, list(_token_beam(a, chunk, "likelihood", LikelihoodScorer(_model(a)), width)))
+            scorer = LikelihoodScorer(_tokens(a).transformers_engine.model)
+            return graded(a, list(_token_beam(a, chunk, "likelihood", scorer, width)))
         case LogRatioBeam(width):
             assert a.log_ratio is not None  # checked when the config was read
             return graded(a, list(_token_beam(a, chunk, "log_ratio", a.log_ratio, width)))
@@ -108,31 +127,31 @@ def graded(a: Answering, answers: Sequence[_Answer]) -> list[AnswerRecord]:
     ]
 
 
-def sampled_answer(a: Answering, problem: Problem, how: str, sample: Sample, value: float | None) -> _Answer:
-    """One sample as an answer to its problem."""
-    text = a.protocol.answer_in(_text(a, sample.token_ids))
-    return _Answer(problem, how, 1, text, sample.finish_reason, len(sample.token_ids), value)
+def single_answer(a: Answering, problem: Problem, how: str, completion: Completion, value: float | None) -> _Answer:
+    """One completion as an answer to its problem."""
+    text = a.protocol.answer_in(completion.text)
+    return _Answer(problem, how, 1, text, completion.finish_reason, completion.n_tokens, value)
 
 
 def _greedy(a: Answering, chunk: Chunk) -> Iterator[_Answer]:
     params = SamplingParams(max_new_tokens=a.max_new_tokens, temperature=0.0, seed=a.config.seed, stop=a.protocol.stop)
-    for problem, (sample,) in zip(chunk.problems, a.engine.sample(chunk.prompts, params, 1), strict=True):
-        yield sampled_answer(a, problem, "greedy", sample, None)
+    for problem, (completion,) in zip(chunk.problems, _complete(a, chunk, params, 1), strict=True):
+        yield single_answer(a, problem, "greedy", completion, None)
 
 
 def _sampled(a: Answering, chunk: Chunk, sampled: Sampled) -> Iterator[AnswerRecord]:
     """n samples of each problem; of their first m = 2, 4, ..., the majority's answer and the best by value."""
     params = whole_answers(a)
     if a.scorer is None:
-        found = a.engine.sample(chunk.prompts, params, sampled.n, streams=chunk.streams)
-        drawn = [[(s, None) for s in samples] for samples in found]
+        drawn = [[(c, None) for c in completions] for completions in _complete(a, chunk, params, sampled.n)]
     else:
-        scored = score_samples(a.engine, a.scorer, chunk.prompts, params, sampled.n, streams=chunk.streams)
-        drawn = [[(s.sample, s.value) for s in samples] for samples in scored]
+        t = _tokens(a)
+        scored = score_samples(t.engine, a.scorer, t.prompts(chunk.problems), params, sampled.n, streams=chunk.streams)
+        drawn = [[(as_completion(s.sample, t.tokenizer), s.value) for s in samples] for samples in scored]
     answers = [
-        sampled_answer(a, problem, "sample", sample, value)
-        for problem, samples in zip(chunk.problems, drawn, strict=True)
-        for sample, value in samples
+        single_answer(a, problem, "sample", completion, value)
+        for problem, completions in zip(chunk.problems, drawn, strict=True)
+        for completion, value in completions
     ]
     records = graded(a, answers)
     for place, problem in enumerate(chunk.problems):
@@ -149,36 +168,39 @@ def _beam(a: Answering, chunk: Chunk, beam: Beam) -> Iterator[_Answer]:
     assert a.scorer is not None  # checked when the config was read
     step = replace(whole_answers(a), stop=a.config.step_delimiters)
     params = BeamParams(beam.width, beam.expansions, a.config.max_steps, step)
-    for problem, tree in zip(chunk.problems, beam_search(a.engine, a.scorer, chunk.prompts, params), strict=True):
+    t = _tokens(a)
+    trees = beam_search(t.engine, a.scorer, t.prompts(chunk.problems), params)
+    for problem, tree in zip(chunk.problems, trees, strict=True):
         best = tree.best()
         value = None if best is None else best.value
         yield _searched(a, problem, "beam", beam.width * beam.expansions, tree, value)
 
 
 def _token_beam(a: Answering, chunk: Chunk, how: str, scorer: NextTokenScorer, width: int) -> Iterator[_Answer]:
-    assert isinstance(a.engine, TransformersEngine)  # checked when the config was read
+    t = _tokens(a)
     params = TokenBeamParams(width, a.max_new_tokens, max(width, a.config.batch_size))
-    trees = token_beam_search(scorer, chunk.prompts, a.engine.eos_ids, params)
+    trees = token_beam_search(scorer, t.prompts(chunk.problems), t.transformers_engine.eos_ids, params)
     for problem, tree in zip(chunk.problems, trees, strict=True):
         yield _searched(a, problem, how, width, tree, None)
 
 
-def _model(a: Answering) -> PreTrainedModel:
-    assert isinstance(a.engine, TransformersEngine)  # checked when the config was read
-    return a.engine.model
+def _complete(a: Answering, chunk: Chunk, params: SamplingParams, n: int) -> list[list[Completion]]:
+    return a.completer.complete(chunk.problems, chunk.streams, params, n)
+
+
+def _tokens(a: Answering) -> TokenAccess:
+    assert a.tokens is not None  # a URL is refused for what takes tokens, when the config is read
+    return a.tokens
 
 
 def _searched(a: Answering, problem: Problem, how: str, budget: int, tree: SearchTree, value: float | None) -> _Answer:
     """A search's best answer; no answer is an empty one."""
     best = tree.best()
-    text = _text(a, () if best is None else tree.completion(best))
+    ids = [] if best is None else list(tree.completion(best))
+    text = str(_tokens(a).tokenizer.decode(ids, skip_special_tokens=True))
     is_ended = best is not None and best.state is NodeState.ANSWER
     finish_reason = FinishReason.STOP if is_ended else FinishReason.LENGTH
     return _Answer(problem, how, budget, text, finish_reason, tree.n_generated_tokens, value)
-
-
-def _text(a: Answering, ids: Sequence[int]) -> str:
-    return str(a.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def _record(a: Answering, answer: _Answer, grades: tuple[tuple[str, Grade], ...], grade: Grade) -> AnswerRecord:

@@ -51,9 +51,17 @@ class EvalConfig:
     show_prompt: bool = field(
         default=False, metadata={"help": "print the first problem as the policy reads it, and end"}
     )
-    engine: Literal["transformers", "vllm"] = field(
-        default="transformers", metadata={"help": "what runs the policy; searches need transformers"}
+    engine: Literal["transformers", "vllm", "url"] = field(
+        default="transformers",
+        metadata={"help": "what runs the policy: in this process, or behind `url`; searches need transformers"},
     )
+    url: str | None = field(
+        default=None,
+        metadata={
+            "help": "OpenAI-compatible server of engine url, such as http://127.0.0.1:8000/v1; model is its name there"
+        },
+    )
+    n_parallel: int = field(default=8, metadata={"help": "requests that engine url has open at a time"})
     value_model: str | None = field(default=None, metadata={"help": "value model that picks answers and steers beams"})
     reference: str | None = field(
         default=None, metadata={"help": "reference that the policy was trained against, for log_ratio:B"}
@@ -103,10 +111,14 @@ def decodings_of(config: EvalConfig) -> list[Decoding]:
         raise ValueError(
             f"protocol {config.protocol} and template {config.template} both say how to ask: leave one out"
         )
-    if config.engine == "vllm" and not all(isinstance(d, Greedy | Sampled) for d in decodings):
+    if config.engine != "transformers" and not all(isinstance(d, Greedy | Sampled) for d in decodings):
         raise ValueError(
-            "engine vllm decodes greedy and sample:N; searches read the networks themselves: transformers"
+            f"engine {config.engine} decodes greedy and sample:N; searches read the networks themselves: transformers"
         )
+    if (config.engine == "url") != (config.url is not None):
+        raise ValueError(f"engine is {config.engine} and url {config.url}: set --engine url --url URL, or neither")
+    if config.engine == "url" and config.value_model is not None:
+        raise ValueError("engine url gives text alone, and a value model reads tokens: use transformers or vllm")
     if config.value_model is None and any(isinstance(d, Beam) for d in decodings):
         raise ValueError("a beam is steered by a value model: set value_model, or leave beam:... out of decoding")
     if config.value_model is None and config.values_output is not None:

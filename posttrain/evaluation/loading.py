@@ -9,11 +9,14 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.data.encode import encode_prompt
+from posttrain.data.problems import PromptTemplate
 from posttrain.data.tokenizer_card import require_same_tokens
-from posttrain.evaluation.answering import Answering
+from posttrain.evaluation.answering import Answering, TokenAccess
+from posttrain.evaluation.completing import LocalCompleter, RemoteCompleter
 from posttrain.evaluation.decoding import LogRatioBeam
 from posttrain.evaluation.eval_config import EvalConfig, decodings_of
 from posttrain.evaluation.protocols import Protocol, protocol_named, protocol_of_template
+from posttrain.evaluation.remote import RemoteModel
 from posttrain.evaluation.tasks import task_source
 from posttrain.models.actor_critic import require_same_vocabulary
 from posttrain.models.loading import device_named
@@ -31,14 +34,12 @@ from posttrain.search.token_scores import LogRatioScorer
 MAX_NEW_TOKENS = 512  # where neither the config nor a protocol says
 
 
-def protocol_of(config: EvalConfig, tokenizer: PreTrainedTokenizerBase) -> Protocol:
+def protocol_of(config: EvalConfig) -> Protocol:
     """The protocol that the config names, else its template, else its task's protocol, else the plain template."""
     _, of_task = task_source(config.problems)
     if config.protocol is None and (config.template is not None or of_task is None):
         budget = MAX_NEW_TOKENS if config.max_new_tokens is None else config.max_new_tokens
-        return protocol_of_template(
-            config.template or "plain", config.instruction, max_new_tokens=budget, tokenizer=tokenizer
-        )
+        return protocol_of_template(config.template or "plain", config.instruction, max_new_tokens=budget)
     protocol = protocol_named(config.protocol or of_task or "")
     if config.instruction:
         raise ValueError(f"instruction is set, but protocol {protocol.name} has its own: use template chat instead")
@@ -50,17 +51,30 @@ def protocol_of(config: EvalConfig, tokenizer: PreTrainedTokenizerBase) -> Proto
     return protocol
 
 
+def prompt_template(config: EvalConfig, protocol: Protocol) -> PromptTemplate:
+    """question -> what the policy is given: a text, or for a server's chat the conversation as JSON."""
+    if config.engine != "url":
+        return protocol.template(load_tokenizer(config.model))
+    return protocol.as_messages if protocol.is_chat else protocol.as_text
+
+
 @contextmanager
 def load_answering(config: EvalConfig, problems: Sequence[Problem]) -> Iterator[Answering]:
     """Load what the config names; on leaving, the grading processes end."""
-    tokenizer = load_tokenizer(config.model)
-    protocol = protocol_of(config, tokenizer)
+    protocol = protocol_of(config)
     budget = protocol.max_new_tokens if config.max_new_tokens is None else config.max_new_tokens
-    engine = _engine(config, tokenizer, problems, budget)
-    value_model, scorer = _value(config, tokenizer, engine)
-    log_ratio = _log_ratio(config, tokenizer, engine)
     with GradingPool(n_workers=config.n_graders) as pool:
-        yield Answering(engine, value_model, scorer, log_ratio, tokenizer, protocol, pool, config, budget)
+        if config.url is not None:
+            remote = RemoteCompleter(RemoteModel(config.url, config.model, config.n_parallel), protocol.is_chat)
+            yield Answering(remote, None, None, None, None, protocol, pool, config, budget)
+            return
+        tokenizer = load_tokenizer(config.model)
+        engine = _engine(config, tokenizer, problems, budget)
+        value_model, scorer = _value(config, tokenizer, engine)
+        log_ratio = _log_ratio(config, tokenizer, engine)
+        local = LocalCompleter(engine, tokenizer)
+        tokens = TokenAccess(engine, tokenizer)
+        yield Answering(local, tokens, value_model, scorer, log_ratio, protocol, pool, config, budget)
 
 
 def _engine(

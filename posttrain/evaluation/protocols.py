@@ -13,7 +13,7 @@ from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.data.problems import PromptTemplate, TemplateName, chat_prompt, named_template
+from posttrain.data.problems import PromptTemplate, TemplateName, chat_prompt, text_template
 from posttrain.schema import Problem
 
 QUESTION = "{question}"  # where the question stands in a text
@@ -42,6 +42,15 @@ class Protocol:
         """question -> the exact text that the policy continues."""
         return partial(self._render, tokenizer=tokenizer)
 
+    def as_messages(self, question: str) -> str:
+        """A chat protocol's conversation as JSON, for a server that applies the chat template itself."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return json.dumps([*system, {"role": "user", "content": self.prompt.replace(QUESTION, question)}])
+
+    def as_text(self, question: str) -> str:
+        """A text protocol's prompt."""
+        return self.prompt.replace(QUESTION, question)
+
     def regraded(self, problem: Problem) -> Problem:
         """The problem under this protocol's first grader."""
         return replace(problem, grader=self.graders[0]) if self.graders else problem
@@ -52,7 +61,7 @@ class Protocol:
         return text[: min(ends)] if ends else text
 
     def _render(self, question: str, *, tokenizer: PreTrainedTokenizerBase) -> str:
-        asked = self.prompt.replace(QUESTION, question)
+        asked = self.as_text(question)
         return chat_prompt(asked, tokenizer=tokenizer, instruction=self.system) if self.is_chat else asked
 
 
@@ -125,16 +134,13 @@ def protocol_named(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def protocol_of_template(
-    template: TemplateName, instruction: str, *, max_new_tokens: int, tokenizer: PreTrainedTokenizerBase
-) -> Protocol:
+def protocol_of_template(template: TemplateName, instruction: str, *, max_new_tokens: int) -> Protocol:
     """The protocol of a recipe of one's own: a template, EOS, and each problem's own grader."""
     is_chat = template == "chat"
-    put = named_template(template, tokenizer, instruction=instruction)
     return Protocol(
         name=f"template-{template}",
         version=1,
-        prompt=QUESTION if is_chat else put(QUESTION),
+        prompt=QUESTION if is_chat else text_template(template, instruction=instruction)(QUESTION),
         is_chat=is_chat,
         system=instruction,
         max_new_tokens=max_new_tokens,

@@ -10,18 +10,17 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from posttrain.data.encode import encode_prompt
 from posttrain.data.problems import find_data, read_problems, require_distinct_ids
-from posttrain.evaluation.answering import Answering, Chunk, answer, graded, sampled_answer, whole_answers
+from posttrain.evaluation.answering import Answering, Chunk, answer, graded, single_answer, whole_answers
+from posttrain.evaluation.completing import as_completion
 from posttrain.evaluation.decoding import Beam, Decoding, LogRatioBeam, Sampled, methods_of
 from posttrain.evaluation.eval_config import EvalConfig, decodings_of, name_of, output_of
 from posttrain.evaluation.ledger import Ledger, expected_keys, keyed, problem_key
-from posttrain.evaluation.loading import load_answering, protocol_of
+from posttrain.evaluation.loading import load_answering, prompt_template, protocol_of
 from posttrain.evaluation.outcome import disagreements, summary, write_outcome
 from posttrain.evaluation.solutions import read_solution, write_solutions
 from posttrain.evaluation.statistics import wilson_interval
 from posttrain.evaluation.tasks import task_source
-from posttrain.pretrained import load_tokenizer
 from posttrain.provenance import hash_data, weights_sha256, write_run_card
 from posttrain.schema import AnswerRecord, Grade, Problem
 
@@ -52,7 +51,7 @@ def evaluate(config: EvalConfig) -> Path:
     _require_own(config, ledger, asked, decodings)
     problems = asked.problems[: config.limit]
     card = ledger.path.parent / CARDS / name_of(config)
-    write_run_card(card, _card(config), hash_data(find_data(task_source(config.problems)[0])))
+    write_run_card(card, _card(config), _data_sha256(config))
     with load_answering(config, problems) as answering:
         for text, decoding in decodings.items():
             started = time.perf_counter()
@@ -69,13 +68,13 @@ def evaluate(config: EvalConfig) -> Path:
 
 def _ask(config: EvalConfig) -> Asked:
     """All problems of the source, `limit` or not: their keys tell whose answers are on file."""
-    tokenizer = load_tokenizer(config.model)
-    protocol = protocol_of(config, tokenizer)
+    protocol = protocol_of(config)
     source, _ = task_source(config.problems)
-    problems = read_problems(source, limit=None, template=protocol.template(tokenizer))
+    problems = read_problems(source, limit=None, template=prompt_template(config, protocol))
     require_distinct_ids(problems)
     paths = {name: getattr(config, name) for name in ("model", "value_model", "reference")}
     hashes = {name: path and (weights_sha256(Path(path)) or path) for name, path in paths.items()}
+    hashes |= {"model": f"{config.model} at {config.url}"} if config.url is not None else {}
     keys = {}
     for text, decoding in zip(config.decoding, decodings_of(config), strict=True):
         settings = {"decoding": text, "protocol": protocol.hash(), **_settings(config, decoding, hashes)}
@@ -132,8 +131,7 @@ def _answer_all(
                 with ledger.claim(f"{text}-{number}", is_waiting=is_waiting) as is_ours:
                     ledger.refresh()
                     if is_ours and not ledger.has(chunk_keys):
-                        prompts = [tuple(encode_prompt(problem.prompt, a.tokenizer)) for problem in chunk]
-                        ledger.add(keyed(answer(a, Chunk(number * size, chunk, prompts), decoding), keys))
+                        ledger.add(keyed(answer(a, Chunk(number * size, chunk), decoding), keys))
                 _show(bar, ledger, wanted)
     # The order of an unbroken run of one process, whoever wrote which chunk when.
     order = {key: place for place, own in enumerate(wanted.values()) for key in own}
@@ -157,21 +155,28 @@ def _show(bar: tqdm, ledger: Ledger, wanted: dict[str, set[str]]) -> None:
     bar.refresh()
 
 
+def _data_sha256(config: EvalConfig) -> dict[str, str]:
+    """Of the problems' file, under the name of the source: where it lies differs from machine to machine."""
+    source, _ = task_source(config.problems)
+    return {source: sha256 for sha256 in hash_data(find_data(source)).values()}
+
+
 def _card(config: EvalConfig) -> dict[str, object]:
-    protocol = protocol_of(config, load_tokenizer(config.model))
+    protocol = protocol_of(config)
     shown = {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(config).items()}
     return {**shown, "protocol": {**asdict(protocol), "hash": protocol.hash()}}
 
 
 def _write_values(a: Answering, problems: Sequence[Problem], path: Path) -> None:
     """V along the first sample of each of the first problems."""
-    assert a.value_model is not None  # checked when the config was read
-    shown = problems[: a.config.n_solutions]
-    prompts = [tuple(encode_prompt(problem.prompt, a.tokenizer)) for problem in shown]
-    samples = [sample for (sample,) in a.engine.sample(prompts, whole_answers(a), 1)]
-    answers = [sampled_answer(a, problem, "sample", s, None) for problem, s in zip(shown, samples, strict=True)]
+    assert a.value_model is not None and a.tokens is not None  # checked when the config was read
+    shown, tokenizer = problems[: a.config.n_solutions], a.tokens.tokenizer
+    prompts = a.tokens.prompts(shown)
+    samples = [sample for (sample,) in a.tokens.engine.sample(prompts, whole_answers(a), 1)]
+    completions = [as_completion(sample, tokenizer) for sample in samples]
+    answers = [single_answer(a, problem, "sample", c, None) for problem, c in zip(shown, completions, strict=True)]
     solutions = [
-        read_solution(a.value_model, a.tokenizer, prompt, sample, record, delimiters=a.config.step_delimiters)
+        read_solution(a.value_model, tokenizer, prompt, sample, record, delimiters=a.config.step_delimiters)
         for prompt, sample, record in zip(prompts, samples, graded(a, answers), strict=True)
     ]
     write_solutions(path, solutions)

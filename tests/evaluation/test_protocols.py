@@ -60,11 +60,11 @@ def test_every_protocol_names_graders_that_there_are_and_every_task_a_protocol()
 
 
 def test_a_template_of_ones_own_leaves_each_problem_its_grader():
-    protocol = protocol_of_template("bare", "", max_new_tokens=5, tokenizer=word_tokenizer())
+    protocol = protocol_of_template("bare", "", max_new_tokens=5)
     assert protocol.template(word_tokenizer())("1 2") == "1 2\n"
     assert protocol.graders == ()
     with pytest.raises(ValueError, match="only 'chat' has a system message"):
-        protocol_of_template("bare", "be brief", max_new_tokens=5, tokenizer=word_tokenizer())
+        protocol_of_template("bare", "be brief", max_new_tokens=5)
 
 
 @pytest.mark.parametrize(("word", "hint"), [("gsm8", "did you mean 'gsm8k'"), ("zzz", "tasks: gsm8k, math")])
