@@ -158,7 +158,9 @@ def _show(bar: tqdm, ledger: Ledger, wanted: dict[str, set[str]]) -> None:
 def _data_sha256(config: EvalConfig) -> dict[str, str]:
     """Of the problems' file, under the name of the source: where it lies differs from machine to machine."""
     source, _ = task_source(config.problems)
-    return {source: sha256 for sha256 in hash_data(find_data(source)).values()}
+    found = str(find_data(source))
+    hashes = hash_data(found)
+    return {source: hashes[found]} if found in hashes else {}
 
 
 def _card(config: EvalConfig) -> dict[str, object]:
