@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from posttrain.evaluation.records import SAMPLE, group_records, split_method
-from posttrain.evaluation.statistics import wilson_interval
+from posttrain.evaluation.statistics import Interval, bootstrap_interval, pass_at_k, wilson_interval
 from posttrain.evaluation.tables import Table
 from posttrain.provenance import write_json
 from posttrain.schema import AnswerRecord, Grade
@@ -22,6 +25,24 @@ def summary(records: Sequence[AnswerRecord]) -> Iterator[str]:
         unread = {grade: sum(record.grade is grade for record in group) for grade in (Grade.UNPARSED, Grade.TIMEOUT)}
         told = "".join(f", {n} {grade.value}" for grade, n in unread.items() if n)
         yield f"{method:32} n={budget:<4} {_accuracy(group)}   {len(group)} answers, {tokens:.0f} tokens each{told}"
+    for (policy, k), at in pass_at(records).items():
+        yield f"{policy + '/pass@' + str(k):39} {at.estimate:6.1%} [{at.low:.1%}, {at.high:.1%}]   unbiased"
+
+
+def pass_at(records: Sequence[AnswerRecord]) -> dict[tuple[str, int], Interval]:
+    """(policy, k) -> pass@k for k = 2, 4, ... of the samples of each problem, 95 % bootstrap over problems."""
+    intervals = {}
+    for (method, _), group in group_records(records).items():
+        policy, decoding = split_method(method)
+        by_task: dict[str, list[bool]] = {}
+        for record in group:
+            by_task.setdefault(record.task_id, []).append(record.grade is Grade.CORRECT)
+        n = min(map(len, by_task.values()))
+        for k in (2**power for power in range(1, n.bit_length()) if decoding == SAMPLE):
+            chances = [pass_at_k(len(grades), sum(grades), k) for grades in by_task.values()]
+            rng = np.random.default_rng(0)
+            intervals[policy, k] = bootstrap_interval(chances, np.ones(len(chances)), rng=rng)
+    return intervals
 
 
 def disagreements(records: Sequence[AnswerRecord]) -> Iterator[str]:
@@ -66,7 +87,8 @@ def write_outcome(card: Path, records: Iterable[AnswerRecord], *, decodings: Seq
         }
         for (method, budget), group in group_records(kept).items()
     }
-    write_json(card / OUTCOME, {"decodings": list(decodings), "methods": methods})
+    chances = {f"{policy}/pass@{k}": asdict(at) for (policy, k), at in pass_at(kept).items()}
+    write_json(card / OUTCOME, {"decodings": list(decodings), "methods": methods, "pass_at_k": chances})
     for name, table in tag_tables(kept).items():
         (card / f"by_{name}.md").write_text(table.to_markdown(), encoding="utf-8")
 
