@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
@@ -23,13 +22,10 @@ from posttrain.alfworld.simulator import Simulator
 from posttrain.alfworld.turns import turns_of
 from posttrain.config_fields import plain
 from posttrain.data.tokenizer_card import tokenizer_card
-from posttrain.models.loading import device_named
-from posttrain.models.policy import load_policy
 from posttrain.pretrained import load_tokenizer
 from posttrain.provenance import weights_sha256
+from posttrain.rollout.engines import EngineName, load_engine
 from posttrain.rollout.row_file import RowFile
-from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.rollout.vllm_engine import VllmEngine
 from posttrain.sampling import SamplingEngine, SamplingParams
 from posttrain.schema import Message, TrajectoryRow
 
@@ -38,7 +34,6 @@ _MAY_CHANGE = ("output", "limit", "batch_size", "games_per_chunk", "folder", "se
 
 
 EnvironmentName = Literal["simulator", "engine"]
-EngineName = Literal["transformers", "vllm"]
 
 
 def _option(help: str, default: object, group: str = "sampling") -> Any:
@@ -165,6 +160,7 @@ def _play_and_write(
     tally: _Tally,
 ) -> None:
     """Play the games that are left, a chunk at a time, and add their rows to file and tally."""
+    require_positions(config.model, config.max_tokens)
     engine = load_engine(
         config.model,
         tokenizer,
@@ -219,26 +215,13 @@ def play_side_by_side(
         return play_episodes(engine, tokenizer, turns_of(tokenizer), protocol, tasks, params)
 
 
-def load_engine(
-    model: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    engine: EngineName,
-    dtype: str,
-    device: str,
-    batch_size: int,
-    max_tokens: int,
-) -> SamplingEngine:
-    """The sampling engine that runs a policy. Raises ValueError when `max_tokens` is more than it has positions."""
+def require_positions(model: str, max_tokens: int) -> None:
+    """Raises ValueError when `max_tokens` of an episode are more than the model has positions."""
     n_positions = AutoConfig.from_pretrained(model).max_position_embeddings
     if max_tokens > n_positions:
         raise ValueError(
             f"max_tokens is {max_tokens:,}, the model has {n_positions:,} positions: set it to those or less"
         )
-    if engine == "vllm":
-        return VllmEngine(model, dtype=dtype, max_model_len=max_tokens)
-    policy = load_policy(model, dtype=getattr(torch, dtype))
-    return TransformersEngine(policy, tokenizer, batch_size=batch_size, device=device_named(device))
 
 
 def _row(episode: Episode, tokenizer: PreTrainedTokenizerBase) -> TrajectoryRow:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from posttrain.alfworld.collect import EngineName, load_engine, play_side_by_side
+from posttrain.alfworld.collect import play_side_by_side, require_positions
 from posttrain.alfworld.episode import Episode, EpisodeParams
 from posttrain.alfworld.games import Game, Split, read_games
 from posttrain.alfworld.play import GameRecord
@@ -22,6 +22,7 @@ from posttrain.evaluation.alfworld_baseline import (
     write_card,
 )
 from posttrain.pretrained import load_tokenizer
+from posttrain.rollout.engines import EngineName, load_engine
 from posttrain.sampling import SamplingParams
 
 
@@ -80,6 +81,7 @@ def evaluate_alfworld(config: AlfworldEvalConfig) -> None:
 
 def _played(config: AlfworldEvalConfig, games: list[Game]) -> Iterator[GameRecord]:
     tokenizer = load_tokenizer(config.model)
+    require_positions(config.model, config.max_tokens)
     engine = load_engine(
         config.model,
         tokenizer,

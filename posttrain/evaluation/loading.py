@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from posttrain.data.encode import encode_prompt
 from posttrain.data.problems import PromptTemplate
 from posttrain.data.tokenizer_card import require_same_tokens
 from posttrain.evaluation.answering import Answering, TokenAccess
@@ -24,8 +23,8 @@ from posttrain.models.policy import load_policy
 from posttrain.models.value import load_value_model
 from posttrain.pretrained import load_tokenizer
 from posttrain.rewards.pool import GradingPool
+from posttrain.rollout.engines import load_engine, longest_sequence
 from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.rollout.vllm_engine import VllmEngine
 from posttrain.sampling import SamplingEngine
 from posttrain.schema import Problem
 from posttrain.search.scorer import ReencodingScorer, ValueScorer
@@ -69,23 +68,20 @@ def load_answering(config: EvalConfig, problems: Sequence[Problem]) -> Iterator[
             yield Answering(remote, None, None, None, None, protocol, pool, config, budget)
             return
         tokenizer = load_tokenizer(config.model)
-        engine = _engine(config, tokenizer, problems, budget)
+        engine = load_engine(
+            config.model,
+            tokenizer,
+            engine="vllm" if config.engine == "vllm" else "transformers",
+            dtype=config.dtype,
+            device=config.device,
+            batch_size=config.batch_size,
+            max_tokens=longest_sequence(problems, tokenizer, budget),
+        )
         value_model, scorer = _value(config, tokenizer, engine)
         log_ratio = _log_ratio(config, tokenizer, engine)
         local = LocalCompleter(engine, tokenizer)
         tokens = TokenAccess(engine, tokenizer)
         yield Answering(local, tokens, value_model, scorer, log_ratio, protocol, pool, config, budget)
-
-
-def _engine(
-    config: EvalConfig, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], max_new_tokens: int
-) -> SamplingEngine:
-    if config.engine == "vllm":
-        longest = max(len(encode_prompt(problem.prompt, tokenizer)) for problem in problems) + max_new_tokens
-        n_positions = AutoConfig.from_pretrained(config.model).max_position_embeddings
-        return VllmEngine(config.model, dtype=config.dtype, max_model_len=min(longest, n_positions))
-    policy = load_policy(config.model, dtype=getattr(torch, config.dtype))
-    return TransformersEngine(policy, tokenizer, batch_size=config.batch_size, device=device_named(config.device))
 
 
 def _value(

@@ -12,23 +12,20 @@ from typing import Any, Literal
 import torch
 import transformers
 from tqdm import tqdm
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from posttrain import __version__
 from posttrain.data.encode import encode_prompt
 from posttrain.data.problems import TemplateName, named_template, read_problems, require_distinct_ids
 from posttrain.data.tokenizer_card import tokenizer_card
-from posttrain.models.loading import device_named
-from posttrain.models.policy import load_policy
 from posttrain.pretrained import load_tokenizer
 from posttrain.provenance import weights_sha256
 from posttrain.rewards.grade import grade_all
 from posttrain.rewards.pool import GradingPool
+from posttrain.rollout.engines import EngineName, load_engine, longest_sequence
 from posttrain.rollout.row_file import RowFile
 from posttrain.rollout.shards import Shard
 from posttrain.rollout.tally import Tally
-from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.rollout.vllm_engine import VllmEngine
 from posttrain.sampling import Sample, SamplingEngine, SamplingParams
 from posttrain.schema import Grade, Problem, TrajectoryRow
 
@@ -51,7 +48,7 @@ class CollectConfig:
     output: Path = field(
         metadata={"help": "JSON lines file to write or to go on with; a .summary.json is put beside it."}
     )
-    engine: Literal["transformers", "vllm"] = _option("What runs the policy.", "transformers", "engine")
+    engine: EngineName = _option("What runs the policy.", "transformers", "engine")
     dtype: Literal["float32", "bfloat16"] = _option("Arithmetic of the policy.", "bfloat16", "engine")
     device: str = _option(
         "Of the transformers engine: cpu, cuda, ...; auto takes CUDA where there is one.", "auto", "engine"
@@ -118,7 +115,15 @@ def collect(config: CollectConfig) -> Path:
     n_done = file.resume(problems, problems_per_chunk=config.problems_per_chunk, count=tally.add)
     n_tokens_before, start = tally.n_tokens, time.monotonic()
     if n_done < len(problems):
-        engine = _engine(config, tokenizer, problems)
+        engine = load_engine(
+            config.model,
+            tokenizer,
+            engine=config.engine,
+            dtype=config.dtype,
+            device=config.device,
+            batch_size=config.batch_size,
+            max_tokens=longest_sequence(problems, tokenizer, config.max_new_tokens),
+        )
         with (
             GradingPool(n_workers=1) as pool,
             tqdm(total=len(problems), initial=n_done, unit="problem", desc="collect") as bar,
@@ -193,16 +198,6 @@ def _row(problem: Problem, prompt: Sequence[int], sample: Sample, completion: st
         behavior_logp=sample.logp,
         ref_logp=None,
     )
-
-
-def _engine(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> SamplingEngine:
-    if config.engine == "vllm":
-        # vLLM reserves room for its longest sequence, and a model's own limit may be far above what is needed here.
-        longest = max(len(encode_prompt(problem.prompt, tokenizer)) for problem in problems) + config.max_new_tokens
-        n_positions = AutoConfig.from_pretrained(config.model).max_position_embeddings
-        return VllmEngine(config.model, dtype=config.dtype, max_model_len=min(longest, n_positions))
-    model = load_policy(config.model, dtype=getattr(torch, config.dtype))
-    return TransformersEngine(model, tokenizer, batch_size=config.batch_size, device=device_named(config.device))
 
 
 def _origin(config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:

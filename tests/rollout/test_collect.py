@@ -158,7 +158,7 @@ def test_collection_stopped_at_any_byte_goes_on_to_the_bytes_of_an_unbroken_one(
 
 def test_finished_collection_is_left_as_it_is_without_loading_the_model(config, monkeypatch):
     unbroken = collect(config).read_bytes()
-    monkeypatch.setattr("posttrain.rollout.collect.load_policy", None)
+    monkeypatch.setattr("posttrain.rollout.collect.load_engine", None)
     assert collect(config).read_bytes() == unbroken
 
 

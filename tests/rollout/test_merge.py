@@ -80,7 +80,7 @@ def test_merged_rows_are_a_finished_collection_to_collect_itself(config: Collect
     for index in range(2):
         collect(replace(config, shard=f"{index}/2"))
     merged = merge(MergeConfig(config.output)).read_bytes()
-    monkeypatch.setattr("posttrain.rollout.collect.load_policy", None)  # nothing is sampled any more
+    monkeypatch.setattr("posttrain.rollout.collect.load_engine", None)  # nothing is sampled any more
     assert collect(config).read_bytes() == merged
 
 
