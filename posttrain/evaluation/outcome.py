@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -76,8 +76,8 @@ def tag_tables(records: Iterable[AnswerRecord]) -> dict[str, Table]:
     return tables
 
 
-def write_outcome(card: Path, records: Iterable[AnswerRecord], *, decodings: Sequence[str]) -> None:
-    """outcome.json and tables by tag beside the run card."""
+def write_outcome(card: Path, records: Iterable[AnswerRecord], *, seconds: Mapping[str, float]) -> None:
+    """outcome.json and tables by tag beside the run card; `seconds` that this process took for each decoding."""
     kept = list(records)
     methods = {
         f"{method}, n = {budget}": {
@@ -88,7 +88,7 @@ def write_outcome(card: Path, records: Iterable[AnswerRecord], *, decodings: Seq
         for (method, budget), group in group_records(kept).items()
     }
     chances = {f"{policy}/pass@{k}": asdict(at) for (policy, k), at in pass_at(kept).items()}
-    write_json(card / OUTCOME, {"decodings": list(decodings), "methods": methods, "pass_at_k": chances})
+    write_json(card / OUTCOME, {"seconds": dict(seconds), "methods": methods, "pass_at_k": chances})
     for name, table in tag_tables(kept).items():
         (card / f"by_{name}.md").write_text(table.to_markdown(), encoding="utf-8")
 

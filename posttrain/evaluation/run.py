@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -52,17 +53,20 @@ def evaluate(config: EvalConfig) -> Path:
     problems = asked.problems[: config.limit]
     card = ledger.path.parent / CARDS / name_of(config)
     write_run_card(card, _card(config), _data_sha256(config))
-    with load_answering(config, problems) as answering:
+    seconds = {}
+    with ExitStack() as stack:
+        load = cache(lambda: stack.enter_context(load_answering(config, problems)))  # when the first chunk needs it
         for text, decoding in decodings.items():
             started = time.perf_counter()
-            records = _answer_all(answering, ledger, problems, asked.keys[text], text, decoding)
+            records = _answer_all(config, load, ledger, problems, asked.keys[text], text, decoding)
+            seconds[text] = time.perf_counter() - started
             for line in summary(records):
-                print(f"{line}   [{text}: {time.perf_counter() - started:.0f} s]")
+                print(f"{line}   [{text}: {seconds[text]:.0f} s]")
             for line in disagreements(records):
                 print(line)
-        write_outcome(card, ledger.records.values(), decodings=list(decodings))
+        write_outcome(card, ledger.records.values(), seconds=seconds)
         if config.values_output is not None:
-            _write_values(answering, problems, Path(config.values_output))
+            _write_values(load(), problems, Path(config.values_output))
     return ledger.path
 
 
@@ -72,6 +76,10 @@ def _ask(config: EvalConfig) -> Asked:
     source, _ = task_source(config.problems)
     problems = read_problems(source, limit=None, template=prompt_template(config, protocol))
     require_distinct_ids(problems)
+    if not problems[: config.limit]:
+        raise ValueError(
+            f"{config.problems} has {len(problems)} problems and limit is {config.limit}: nothing to answer"
+        )
     paths = {name: getattr(config, name) for name in ("model", "value_model", "reference")}
     hashes = {name: path and (weights_sha256(Path(path)) or path) for name, path in paths.items()}
     hashes |= {"model": f"{config.model} at {config.url}"} if config.url is not None else {}
@@ -112,7 +120,8 @@ def _require_own(config: EvalConfig, ledger: Ledger, asked: Asked, decodings: di
 
 
 def _answer_all(
-    a: Answering,
+    config: EvalConfig,
+    load: Callable[[], Answering],
     ledger: Ledger,
     problems: Sequence[Problem],
     keys: dict[str, str],
@@ -120,18 +129,18 @@ def _answer_all(
     decoding: Decoding,
 ) -> list[AnswerRecord]:
     """The records of one decoding, those on file and those answered now, in the order of the problems."""
-    has_value = a.scorer is not None
+    has_value = config.value_model is not None
     wanted = {p.task_id: expected_keys(keys[p.task_id], decoding, has_value=has_value) for p in problems}
-    size = a.config.problems_per_chunk
+    size = config.problems_per_chunk
     chunks = [problems[start : start + size] for start in range(0, len(problems), size)]
-    with _progress(a, text, len(problems)) as bar:
+    with _progress(config, text, len(problems)) as bar:
         for is_waiting in (False, True):  # first what nobody holds, then what others have left undone
             for number, chunk in enumerate(chunks):
                 chunk_keys = set().union(*(wanted[problem.task_id] for problem in chunk))
                 with ledger.claim(f"{text}-{number}", is_waiting=is_waiting) as is_ours:
                     ledger.refresh()
                     if is_ours and not ledger.has(chunk_keys):
-                        ledger.add(keyed(answer(a, Chunk(number * size, chunk), decoding), keys))
+                        ledger.add(keyed(answer(load(), Chunk(number * size, chunk), decoding), keys))
                 _show(bar, ledger, wanted)
     # The order of an unbroken run of one process, whoever wrote which chunk when.
     order = {key: place for place, own in enumerate(wanted.values()) for key in own}
@@ -140,8 +149,8 @@ def _answer_all(
 
 
 @contextmanager
-def _progress(a: Answering, text: str, n_problems: int) -> Iterator[tqdm]:
-    with tqdm(total=n_problems, unit="problem", desc=f"{name_of(a.config)} {text}", disable=None) as bar:
+def _progress(config: EvalConfig, text: str, n_problems: int) -> Iterator[tqdm]:
+    with tqdm(total=n_problems, unit="problem", desc=f"{name_of(config)} {text}", disable=None) as bar:
         yield bar
 
 

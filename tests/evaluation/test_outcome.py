@@ -67,8 +67,9 @@ def test_disagreements_are_counted_between_right_and_not_right_alone():
 
 
 def test_the_outcome_on_file_has_every_grade_and_a_table_per_tag(tmp_path):
-    write_outcome(tmp_path, [*GREEDY, *DRAWN], decodings=["greedy", "sample:4"])
+    write_outcome(tmp_path, [*GREEDY, *DRAWN], seconds={"greedy": 1.5, "sample:4": 2.5})
     outcome = json.loads((tmp_path / "outcome.json").read_text())
+    assert outcome["seconds"] == {"greedy": 1.5, "sample:4": 2.5}
     counted = outcome["methods"]["p/sample, n = 1"]
     assert {grade: counted[grade] for grade in Grade} == {CORRECT: 3, WRONG: 8, Grade.UNPARSED: 0, TIMEOUT: 1}
     assert counted["n_tokens"] == 36

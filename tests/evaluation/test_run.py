@@ -261,6 +261,18 @@ def test_an_evaluation_that_is_asked_again_adds_only_what_is_missing(files, reco
     assert output.read_bytes() == whole
 
 
+def test_a_finished_evaluation_is_told_again_without_loading_a_network(files, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "answers.jsonl"
+    config = config_of(files, output, decoding=("greedy",))
+    evaluate(config)
+    said = capsys.readouterr().out.split("[greedy")[0]
+    monkeypatch.setattr("posttrain.evaluation.run.load_answering", None)
+    evaluate(config)
+    assert capsys.readouterr().out.split("[greedy")[0] == said
+    with pytest.raises(ValueError, match="has 6 problems and limit is 0: nothing to answer"):
+        evaluate(config_of(files, output, decoding=("greedy",), limit=0))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
