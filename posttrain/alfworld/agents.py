@@ -59,7 +59,7 @@ class HandcodedAgent:
     MAX_COMMANDS = 200  # AlfredExpert's
 
     def __init__(self, game: Game, environment: EngineEnvironment, seed: str) -> None:
-        from alfworld.agents.expert import HandCodedTWAgent
+        from alfworld.agents.expert import HandCodedTWAgent  # pyright: ignore[reportMissingImports] - an extra
 
         random.seed(seed)
         self._environment = environment

@@ -54,9 +54,9 @@ class EngineEnvironment:
 
     def __init__(self, game: Game) -> None:
         require_engine()
-        import textworld
-        from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
-        from textworld.envs.pddl import PddlEnv
+        import textworld  # pyright: ignore[reportMissingImports] - an extra
+        from alfworld.agents.environment.alfred_tw_env import AlfredDemangler  # pyright: ignore[reportMissingImports] - an extra
+        from textworld.envs.pddl import PddlEnv  # pyright: ignore[reportMissingImports] - an extra
 
         _remember_parses()
         _remember_translations()
@@ -102,8 +102,8 @@ class _RememberingParser:
 
 def _remember_parses() -> None:
     """Put a memory before the two parsers that a step of the engine uses."""
-    import textworld.logic
-    from textworld.envs.pddl import textgen
+    import textworld.logic  # pyright: ignore[reportMissingImports] - an extra
+    from textworld.envs.pddl import textgen  # pyright: ignore[reportMissingImports] - an extra
 
     for module in (textworld.logic, textgen):
         if not isinstance(module._PARSER, _RememberingParser):
@@ -115,7 +115,7 @@ def _remember_translations() -> None:
 
     Two are kept: the engine translates every problem once for play and once for its planner.
     """
-    import fast_downward
+    import fast_downward  # pyright: ignore[reportMissingImports] - an extra
 
     if not hasattr(fast_downward.pddl2sas, "cache_info"):
         fast_downward.pddl2sas = functools.lru_cache(maxsize=2)(fast_downward.pddl2sas)

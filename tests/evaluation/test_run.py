@@ -18,7 +18,7 @@ from posttrain.rewards.grade import final_answer
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.sampling import Sample, SamplingParams
 from posttrain.schema import FinishReason, Grade
-from tests.evaluation.tiny_policy import STARTS, WORDS, write_policy, write_problems, write_value_model
+from tests.evaluation.tiny_policy import STARTS, WORDS, value_of, write_policy, write_problems, write_value_model
 
 N_SAMPLES = 8
 MAX_NEW_TOKENS = 10
@@ -86,13 +86,6 @@ def sampled(files) -> list[list[Sample]]:
     engine = TransformersEngine(model, tokenizer, batch_size=7, device="cpu")
     params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS, temperature=1.0, seed=5)
     return engine.sample(prompt_ids(files), params, N_SAMPLES)
-
-
-@torch.no_grad()
-def value_of(value_model, ids: list[int]) -> float:
-    """V of one unpadded prefix: the head on the trunk's last state."""
-    hidden = value_model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
-    return float(hidden @ value_model.score.weight[0])
 
 
 def prompt_ids(files: Files) -> list[list[int]]:

@@ -81,3 +81,10 @@ def write_problems(path: Path, starts: tuple[str, ...] = STARTS) -> Path:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@torch.no_grad()
+def value_of(value_model, ids: list[int]) -> float:
+    """V of one unpadded prefix: the head on the trunk's last state."""
+    hidden = value_model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+    return float(hidden @ value_model.score.weight[0])
