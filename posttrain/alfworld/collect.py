@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedTokenizerBase
@@ -34,6 +34,21 @@ _MAY_CHANGE = ("output", "limit", "batch_size", "games_per_chunk", "folder", "se
 
 
 EnvironmentName = Literal["simulator", "engine"]
+
+
+class EngineSettings(Protocol):
+    """What of a config the engine of its policy takes."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def engine(self) -> EngineName: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def max_tokens(self) -> int: ...
 
 
 def _option(help: str, default: object, group: str = "sampling") -> Any:
@@ -160,16 +175,7 @@ def _play_and_write(
     tally: _Tally,
 ) -> None:
     """Play the games that are left, a chunk at a time, and add their rows to file and tally."""
-    require_positions(config.model, config.max_tokens)
-    engine = load_engine(
-        config.model,
-        tokenizer,
-        engine=config.engine,
-        dtype=config.dtype,
-        device=config.device,
-        batch_size=config.batch_size,
-        max_tokens=config.max_tokens,
-    )
+    engine = load_episode_engine(config, tokenizer, batch_size=config.batch_size)
     k = config.samples_per_game
     with tqdm(total=len(asked), unit="game", desc="collect") as bar:
         for first in range(0, len(asked), config.games_per_chunk):
@@ -215,13 +221,24 @@ def play_side_by_side(
         return play_episodes(engine, tokenizer, turns_of(tokenizer), protocol, tasks, params)
 
 
-def require_positions(model: str, max_tokens: int) -> None:
-    """Raises ValueError when `max_tokens` of an episode are more than the model has positions."""
-    n_positions = AutoConfig.from_pretrained(model).max_position_embeddings
-    if max_tokens > n_positions:
+def load_episode_engine(
+    config: EngineSettings, tokenizer: PreTrainedTokenizerBase, *, batch_size: int
+) -> SamplingEngine:
+    """The engine that plays episodes. Raises ValueError when they may be longer than the model has positions."""
+    n_positions = AutoConfig.from_pretrained(config.model).max_position_embeddings
+    if config.max_tokens > n_positions:
         raise ValueError(
-            f"max_tokens is {max_tokens:,}, the model has {n_positions:,} positions: set it to those or less"
+            f"max_tokens is {config.max_tokens:,}, the model has {n_positions:,} positions: set it to those or less"
         )
+    return load_engine(
+        config.model,
+        tokenizer,
+        engine=config.engine,
+        dtype=config.dtype,
+        device=config.device,
+        batch_size=batch_size,
+        max_tokens=lambda: config.max_tokens,
+    )
 
 
 def _row(episode: Episode, tokenizer: PreTrainedTokenizerBase) -> TrajectoryRow:

@@ -7,11 +7,8 @@ Several agents may share a file.
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,15 +19,14 @@ from posttrain.alfworld.games import Game, Split, TaskType, games_folder, read_g
 from posttrain.alfworld.play import GameRecord
 from posttrain.alfworld.processes import play_games
 from posttrain.config_fields import plain
-from posttrain.environment import installed_version
+from posttrain.evaluation.records import append_lines
 from posttrain.evaluation.statistics import wilson_interval
 from posttrain.evaluation.tables import NOT_APPLICABLE, Table
-from posttrain.provenance import git_state
+from posttrain.provenance import run_card
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-PACKAGES = ("posttrain", "alfworld", "textworld", "fast-downward-textworld")
 RecordKey = tuple[str, int, int, str]  # agent, seed, max_steps, game_id
 
 
@@ -137,15 +133,7 @@ def read_game_records(path: Path) -> list[GameRecord]:
 
 def append_game_record(path: Path, record: GameRecord) -> None:
     """Add a record and sync it to disk; a torn last line of an interrupted write is cut off first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        file.seek(0)
-        before = file.read()
-        if before and not before.endswith(b"\n"):
-            file.truncate(before.rfind(b"\n") + 1)
-        file.write((json.dumps(record.to_json()) + "\n").encode())
-        file.flush()
-        os.fsync(file.fileno())
+    append_lines(path, [json.dumps(record.to_json())])
 
 
 def record_key(record: GameRecord) -> RecordKey:
@@ -157,16 +145,7 @@ def write_card(config: DataclassInstance, *, output: Path, agent: str, n_games: 
     """The run card beside the records, `<output>.<agent>.run.json`: settings, versions and machine."""
     path = output.with_name(f"{output.name}.{agent}.run.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    card = {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": plain(asdict(config)),
-        "n_games": n_games,
-        "games": games_folder(folder).name,
-        "git": git_state(),
-        "packages": {name: installed_version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "device": f"CPU {platform.machine()}, {os.cpu_count()} cores",
-    }
+    card = run_card(plain(asdict(config)), {}) | {"n_games": n_games, "games": games_folder(folder).name}
     path.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 

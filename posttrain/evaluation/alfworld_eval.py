@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from posttrain.alfworld.collect import play_side_by_side, require_positions
+from posttrain.alfworld.collect import load_episode_engine, play_side_by_side
 from posttrain.alfworld.episode import Episode, EpisodeParams
 from posttrain.alfworld.games import Game, Split, read_games
 from posttrain.alfworld.play import GameRecord
@@ -22,7 +22,7 @@ from posttrain.evaluation.alfworld_baseline import (
     write_card,
 )
 from posttrain.pretrained import load_tokenizer
-from posttrain.rollout.engines import EngineName, load_engine
+from posttrain.rollout.engines import EngineName
 from posttrain.sampling import SamplingParams
 
 
@@ -81,16 +81,7 @@ def evaluate_alfworld(config: AlfworldEvalConfig) -> None:
 
 def _played(config: AlfworldEvalConfig, games: list[Game]) -> Iterator[GameRecord]:
     tokenizer = load_tokenizer(config.model)
-    require_positions(config.model, config.max_tokens)
-    engine = load_engine(
-        config.model,
-        tokenizer,
-        engine=config.engine,
-        dtype=config.dtype,
-        device=config.device,
-        batch_size=config.n_processes,
-        max_tokens=config.max_tokens,
-    )
+    engine = load_episode_engine(config, tokenizer, batch_size=config.n_processes)
     sampling = SamplingParams(config.max_new_tokens, config.temperature, config.seed)
     params = EpisodeParams(sampling, max_turns=config.max_turns, max_tokens=config.max_tokens)
     with tqdm(total=len(games), unit="game", desc=config.agent) as bar:

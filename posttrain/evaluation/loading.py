@@ -75,7 +75,7 @@ def load_answering(config: EvalConfig, problems: Sequence[Problem]) -> Iterator[
             dtype=config.dtype,
             device=config.device,
             batch_size=config.batch_size,
-            max_tokens=longest_sequence(problems, tokenizer, budget),
+            max_tokens=lambda: longest_sequence(problems, tokenizer, budget),
         )
         value_model, scorer = _value(config, tokenizer, engine)
         log_ratio = _log_ratio(config, tokenizer, engine)

@@ -59,11 +59,16 @@ def append_records(path: Path, records: Iterable[AnswerRecord]) -> None:
 
     A line that an interrupted write left without its newline was never acknowledged: it is cut off first.
     """
-    lines = "".join(format_record(record) + "\n" for record in records)
+    append_lines(path, map(format_record, records))
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines to the end of a file as `append_records` does."""
+    added = "".join(line + "\n" for line in lines)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file, _locked(file, "LOCK_EX"):
         _cut_unfinished_line(file)
-        file.write(lines.encode())
+        file.write(added.encode())
         file.flush()
         os.fsync(file.fileno())
 

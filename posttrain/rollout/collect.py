@@ -122,7 +122,7 @@ def collect(config: CollectConfig) -> Path:
             dtype=config.dtype,
             device=config.device,
             batch_size=config.batch_size,
-            max_tokens=longest_sequence(problems, tokenizer, config.max_new_tokens),
+            max_tokens=lambda: longest_sequence(problems, tokenizer, config.max_new_tokens),
         )
         with (
             GradingPool(n_workers=1) as pool,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -27,16 +27,16 @@ def load_engine(
     dtype: str,
     device: str,
     batch_size: int,
-    max_tokens: int,
+    max_tokens: Callable[[], int],
 ) -> SamplingEngine:
     """The engine of this name on a model folder or Hub id.
 
-    `max_tokens` bounds prompt and completion together: vLLM reserves room for its longest sequence, and a model's own
-    limit, which it is never above, may be far more than is needed. `device` and `batch_size` are of transformers.
+    `max_tokens` gives the bound of prompt and completion together. vLLM alone asks: it reserves room for its longest
+    sequence, and a model's own limit may be far more than is needed. `device` and `batch_size` are of transformers.
     """
     if engine == "vllm":
         n_positions = AutoConfig.from_pretrained(model).max_position_embeddings
-        return VllmEngine(model, dtype=dtype, max_model_len=min(max_tokens, n_positions))
+        return VllmEngine(model, dtype=dtype, max_model_len=min(max_tokens(), n_positions))
     policy = load_policy(model, dtype=getattr(torch, dtype))
     return TransformersEngine(policy, tokenizer, batch_size=batch_size, device=device_named(device))
 

@@ -81,7 +81,7 @@ def server(policy) -> Iterator[Server]:
             self.wfile.write(told)
 
         def log_message(self, *_: object) -> None:
-            pass
+            """Requests are kept in `state.requests`, not printed."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         thread = threading.Thread(target=http.serve_forever)
