@@ -66,6 +66,12 @@ def legend_below(axes: Axes, *, n_columns: int = 2) -> None:
         )
 
 
+def legend_of_all(axes: Axes, *, n_columns: int) -> None:
+    """The legend of these axes under all axes of the figure, as wide as those together."""
+    handles, labels = axes.get_legend_handles_labels()
+    axes.figure.legend(handles, labels, loc="outside lower left", ncols=n_columns, handlelength=1.8)
+
+
 def log_scale_y(axes: Axes) -> None:
     """A logarithmic y axis with plain numbers at 1, 2 and 5."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator

@@ -19,6 +19,7 @@ from posttrain.evaluation.figures import (
     colour_of_policy,
     figure,
     legend_below,
+    legend_of_all,
     log_scale_y,
 )
 from posttrain.evaluation.records import split_method
@@ -100,7 +101,7 @@ def plot_accuracy_by_compute(points: Sequence[BudgetPoint], path: Path) -> Path 
     searched = {split_method(label)[0] for label in labels}
     if not any(p.budget > 1 for p in points):
         return None
-    with figure(path, 1, 2, width=9.8, height=4.6, sharey=True) as grid:
+    with figure(path, 1, 2, width=9.8, height=6.0, sharey=True) as grid:
         for axes, cost_of, unit in (
             (grid[0, 0], lambda p: float(p.budget), "samples per problem"),
             (grid[0, 1], lambda p: p.tokens, "generated tokens per problem"),
@@ -116,7 +117,7 @@ def plot_accuracy_by_compute(points: Sequence[BudgetPoint], path: Path) -> Path 
             axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
             axes.set_xlabel(f"{unit} (log scale)")
         grid[0, 0].set_ylabel("problems solved, %")
-        legend_below(grid[0, 0], n_columns=3)
+        legend_of_all(grid[0, 0], n_columns=3)
     return path
 
 
