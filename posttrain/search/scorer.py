@@ -31,8 +31,7 @@ class ReencodingScorer:
 
     @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        if any(len(sequence) == 0 for sequence in sequences):
-            raise ValueError("cannot score an empty sequence: a value is read at the last token of a prefix")
+        require_tokens(sequences)
         device = self.value_model.score.weight.device
         by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))  # little padding within a batch
         values = [0.0] * len(sequences)
@@ -52,3 +51,9 @@ class ReencodingScorer:
 
     def forget(self, sequences: Sequence[Sequence[int]]) -> None:
         """Nothing was kept."""
+
+
+def require_tokens(sequences: Sequence[Sequence[int]]) -> None:
+    """Raises ValueError when one of the sequences is empty."""
+    if any(len(sequence) == 0 for sequence in sequences):
+        raise ValueError("cannot score an empty sequence: a value is read at the last token of a prefix")
