@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from posttrain.models.cached_rows import read_prompts, require_joinable
+from posttrain.models.cached_rows import require_joinable
 from posttrain.models.prefix_cache import PrefixCache
 from posttrain.rollout.choose import uniform_stream
 from posttrain.rollout.model_thread import Inbox, ModelThread, refuse
 from posttrain.rollout.running_rows import Request, Row, RunningRows
 from posttrain.rollout.stop_strings import StopVocabulary
-from posttrain.rollout.transformers_engine import eos_token_ids, token_budget
+from posttrain.rollout.transformers_engine import eos_token_ids, read_from, require_cache_of, token_budget
 from posttrain.sampling import Sample, SamplingParams, TokenListener
 
 _PADDING_WORTH_A_FORWARD = 64  # columns; prompts that differ by less are read together
@@ -62,6 +62,7 @@ class ContinuousEngine:
         if max_rows < 1:
             raise ValueError(f"max_rows is {max_rows}, needs at least 1")
         require_joinable(model)
+        require_cache_of(model, prefix_cache)
         self.n_positions: int = n_positions or model.config.max_position_embeddings
         if prefix_cache is not None and prefix_cache.max_tokens < self.n_positions:
             raise ValueError(
@@ -164,10 +165,7 @@ class ContinuousEngine:
         prompts = list(dict.fromkeys(row.request.prompt for row in rows))
         place = {prompt: i for i, prompt in enumerate(prompts)}
         try:
-            if self._prefix_cache is None:
-                read = read_prompts(self.model, prompts)
-            else:
-                read = self._prefix_cache.read(prompts).by(self.model)
+            read = read_from(self._prefix_cache, self.model, prompts)
         except Exception as error:
             for row in rows:
                 refuse(row.request.future, error)

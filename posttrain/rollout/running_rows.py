@@ -142,8 +142,7 @@ class RunningRows:
             return
         rows = [self.rows[i] for i in ended]
         tokens = [(*row.request.prompt, *row.token_ids[:-1]) for row in rows]  # the last one was not read
-        read = self._read.copy(torch.tensor(ended, device=self.device))
-        prefix_cache.store(tokens, read.cache, read.is_token)
+        prefix_cache.store(tokens, self._read, ended)
 
     def clear(self) -> None:
         self.rows, self._read = [], None
