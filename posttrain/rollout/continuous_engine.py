@@ -123,7 +123,7 @@ class ContinuousEngine:
         self._waiting.extend(self._inbox.take())
         if any(request.is_over for request in self._waiting):
             self._waiting = deque(request for request in self._waiting if not request.is_over)
-        self._running.drop(is_room_wanted=bool(self._waiting), prefix_cache=self._prefix_cache)
+        self._running.drop(is_room_wanted=bool(self._waiting))
         self._running.read_last_tokens()
         for rows in _of_like_length(self._admit(self.max_rows - len(self._running))):
             self._prefill(rows)
@@ -175,14 +175,18 @@ class ContinuousEngine:
         self._running.join(rows, read)
 
     def _sample(self) -> None:
-        for row, token_id, logp in self._running.sample():
-            self._n_generated_tokens += 1
+        sampled = self._running.sample()
+        self._n_generated_tokens += len(sampled)
+        for row, token_id, logp in sampled:
             if row.request.is_over:
                 continue
             try:
                 row.take(token_id, logp, self.eos_ids)
             except Exception as error:
                 refuse(row.request.future, error)
+        ended = {row for row, *_ in sampled if row.has_ended}
+        if ended and self._prefix_cache is not None:
+            self._running.store(ended, self._prefix_cache)
 
 
 def _of_like_length(rows: Sequence[Row]) -> Iterator[list[Row]]:
