@@ -112,6 +112,11 @@ def find_data(source: str | Path) -> str | Path:
     return next((folder / source for folder in folders if (folder / source).is_file()), source)
 
 
+def first_at_hand(sources: Sequence[str]) -> str:
+    """The first of the sources that is a file here, as find_data looks; else the last: a Hub id or a generator."""
+    return next((source for source in sources if Path(find_data(source)).is_file()), sources[-1])
+
+
 def _split_name(source: str) -> str:
     """ "train" of gsm8k/train.jsonl and of openai/gsm8k:main:train, so that both give the same task ids."""
     if Path(source).suffix in LOCAL_FORMATS:
