@@ -78,6 +78,12 @@ VERBS = (
         function="posttrain.data.inspect:data_inspect",
     ),
     Verb(
+        "data solutions",
+        "Write the worked solutions of GSM8K or MATH as prompt/completion rows for sft.",
+        config="posttrain.data.solutions:SolutionsConfig",
+        function="posttrain.data.solutions:write_solutions",
+    ),
+    Verb(
         "data contamination",
         "Find the problems of a test split that share long runs of words with a training file.",
         config="posttrain.data.contamination:ContaminationConfig",
