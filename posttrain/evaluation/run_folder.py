@@ -1,6 +1,7 @@
 """What a finished run leaves on disk, read back for the report.
 
-    RUN/run.json                 what was run: command, commit, versions, device, seeds (any JSON object)
+    RUN/run.json                 what was run: command, commit, versions, device, seeds (any JSON object); without it
+                                 RUN/evaluations/<name>/run.json, the cards of `posttrain eval run`
     RUN/answers.jsonl            AnswerRecords of all methods; or answers.jsonl.gz
     RUN/<stage>/metrics.jsonl    one JSON object per logged step: "step" and scalar keys
     RUN/values.jsonl             V along solutions, one solution per line (see SolutionValues)
@@ -93,8 +94,8 @@ def load_run(run: Path) -> Run:
         missing.extend(str(path.relative_to(run)) for path in paths if not path.exists())
         return [path for path in paths if path.exists()]
 
-    # A study may say once, at its top, what all its seeds share.
-    top = [run / "run.json"] if (run / "run.json").exists() else []
+    # A study may say once, at its top, what all its seeds share; `posttrain eval run` has a card for each policy.
+    top = [run / "run.json"] if (run / "run.json").exists() else sorted(run.glob("evaluations/*/run.json"))
     info_paths = top or present("run.json")
     curves = {stage: tuple(read_curves(path) for path in present(f"{stage}/metrics.jsonl")) for stage in STAGES}
     return Run(
