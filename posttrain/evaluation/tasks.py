@@ -64,7 +64,10 @@ def task_source(name: str) -> tuple[str, str | None]:
         task = TASKS[name]
         return first_at_hand(task.sources), task.protocol
     if name == "alfworld":
-        raise ValueError("ALFWorld's games are played turn by turn on its engine: posttrain alfworld eval")
+        raise ValueError(
+            "ALFWorld's games are played turn by turn on its engine, with keys of their own: name the task first, "
+            "posttrain eval run alfworld --model M --name NAME --output FILE.jsonl (or posttrain alfworld eval)"
+        )
     is_source = name.startswith(GENERATED_PREFIX) or "/" in name or Path(name).suffix in LOCAL_FORMATS
     if not is_source:
         near = difflib.get_close_matches(name, TASKS, n=1)
@@ -85,7 +88,8 @@ def list_tasks(config: ListConfig) -> None:
         source, _ = task_source(name)
         place = "generated" if source.startswith(GENERATED_PREFIX) else str(find_data(source))
         print(f"  {name:13} {task.n_problems:5} problems  {task.protocol:12}  {task.about}; from {place}")
-    print("  alfworld        274 games: posttrain alfworld eval")
+    games = "ALFWorld's validation games; keys of their own: posttrain eval run alfworld --help"
+    print(f"  {'alfworld':13} {274:5} games     {'react-oreo':12}  {games}")
     print("  or a .jsonl or .parquet file, a Hub id, reasoning_gym:<dataset>?size=<n>&seed=<n>")
     print("\nProtocols (--protocol NAME; `posttrain eval ls --protocol NAME` shows one whole):")
     for protocol in PROTOCOLS.values():
