@@ -8,6 +8,7 @@ from pathlib import Path
 from posttrain.evaluation import sections
 from posttrain.evaluation.by_tag import accuracy_by_tag, tag_table
 from posttrain.evaluation.comparison import summarise
+from posttrain.evaluation.games_by_type import games_by_type
 from posttrain.evaluation.page import html_page
 from posttrain.evaluation.run_folder import load_run
 from posttrain.evaluation.tables import (
@@ -51,6 +52,7 @@ def write_report(config: ReportConfig) -> Path:
     paired = comparison_table(comparisons)
     largest = {(summary.method, summary.budget) for summary in largest_budgets(summaries)}
     by_tag = accuracy_by_tag({method: records for method, records in run.answers.items() if method in largest})
+    by_tag |= games_by_type(run.games)
     parts = (
         ("run", "What was run", sections.run_section(run)),
         ("summary", "Accuracy by method", sections.summary_section(run, summaries, summary, output)),

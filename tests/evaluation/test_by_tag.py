@@ -50,8 +50,11 @@ def test_answers_to_one_problem_under_several_seeds_are_not_taken_for_several_pr
 
 def test_the_report_has_a_table_and_a_picture_for_each_tag(tmp_path):
     append_records(tmp_path / "answers.jsonl", [*GREEDY, *VOTES, *SAMPLES])
+    card = tmp_path / "evaluations/p/run.json"
+    card.parent.mkdir(parents=True)
+    card.write_text('{"command": "posttrain eval run math"}')
     page = write_report(ReportConfig(run=tmp_path)).read_text(encoding="utf-8")
-    assert "<h3>By level</h3>" in page
+    assert "<h3>By level</h3>" in page and "posttrain eval run math" in page
     assert "<td>100.0&nbsp;[20.7,&nbsp;100.0]</td>" in page
     assert "Accuracy in per cent by level: 1: p/greedy 50.0 [9.5, 90.5], p/majority, n = 16 " in page
     assert "n = 4, %" not in page  # at its largest budget alone
