@@ -166,13 +166,16 @@ class ContinuousEngine:
         place = {prompt: i for i, prompt in enumerate(prompts)}
         try:
             read = read_from(self._prefix_cache, self.model, prompts)
+            if len(rows) != len(prompts):
+                read.select(torch.tensor([place[row.request.prompt] for row in rows], device=read.position.device))
         except Exception as error:
             for row in rows:
                 refuse(row.request.future, error)
             return
-        if len(rows) != len(prompts):
-            read.select(torch.tensor([place[row.request.prompt] for row in rows], device=read.position.device))
-        self._running.join(rows, read)
+        try:
+            self._running.join(rows, read)
+        except Exception as error:  # some layers of the shared cache may have taken them in, so none can go on
+            self.fail(error)
 
     def _sample(self) -> None:
         sampled = self._running.sample()
