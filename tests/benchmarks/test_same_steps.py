@@ -68,8 +68,8 @@ def test_searches_that_remember_grow_the_trees_of_those_that_read_everything_ane
     for result in found.values():
         assert result["trees"] == plain["trees"]
         assert result["n_generated_tokens"] == plain["n_generated_tokens"]
-    # The value model reads the prompt and each step once, or less where steps are alike; on a shared trunk one token of
-    # each candidate, of which the first round has 2 and the three others 4.
+    # The value model reads the prompt and each step once, or less where steps are alike; on a shared trunk one token
+    # of each candidate, of which the first round has 2 and the three others 4.
     assert found["value cache"]["n_value_tokens"] <= searches.N_PROMPT + plain["n_generated_tokens"]
     assert found["shared trunk"]["n_value_tokens"] <= 2 + 3 * 4
     for kind in ("re-encoded", "value cache"):
