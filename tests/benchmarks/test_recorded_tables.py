@@ -11,7 +11,6 @@ from benchmarks.grading import run as grading_run
 from benchmarks.logprob_core import run as logprob_run
 from benchmarks.oreo_step import run as oreo_run
 from benchmarks.packing import run as packing_run
-from benchmarks.search_cache import run as search_run
 
 RUNS = {
     "dpo_step/results/cpu": dpo_run,
@@ -20,7 +19,6 @@ RUNS = {
     "logprob_core/results/cpu": logprob_run,
     "oreo_step/results/cpu": oreo_run,
     "packing/results/cpu": packing_run,
-    "search_cache/results/cpu": search_run,
 }
 
 
