@@ -1,6 +1,7 @@
 """What the benchmarks compare computes the same: a ratio of two different computations would mean nothing."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,8 @@ from benchmarks.dpo_step import steps as dpo_steps
 from benchmarks.logprob_core import methods
 from benchmarks.oreo_step import run as oreo_run
 from benchmarks.packing import steps as packing_steps
+from benchmarks.search_cache import run as search_run
+from benchmarks.search_cache import searches
 
 
 @pytest.mark.parametrize("has_kl", [False, True])
@@ -54,3 +57,24 @@ def test_our_oreo_steps_follow_those_of_the_reference_algorithm():
         results = {name: step() for name, step in steps.items()}
         for result in results.values():
             assert result == pytest.approx(results["reference algorithm"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_searches_that_remember_grow_the_trees_of_those_that_read_everything_anew(monkeypatch):
+    monkeypatch.setattr(searches, "PARAMS", replace(searches.PARAMS, width=2, expansions=2, max_steps=4))
+    networks = searches.make_networks(searches.Case(n_vocabulary=100, width=192, n_layers=1, n_problems=1))
+    found = {name: searches.search(name, networks)() for name in search_run.SEARCHES}
+    plain = found["re-encoded"]
+    for result in found.values():
+        assert result["trees"] == plain["trees"]
+        assert result["n_generated_tokens"] == plain["n_generated_tokens"]
+    # The value model reads the prompt and each step once, or less where steps are alike; on a shared trunk one token
+    # of each candidate, of which the first round has 2 and the three others 4.
+    assert found["value cache"]["n_value_tokens"] <= searches.N_PROMPT + plain["n_generated_tokens"]
+    assert found["shared trunk"]["n_value_tokens"] <= 2 + 3 * 4
+    for kind in ("re-encoded", "value cache"):
+        scored = searches.scoring(kind, networks)()
+        assert scored["n_value_tokens"] == found[kind]["n_value_tokens"]
+        assert scored["mean_value"] == pytest.approx(
+            searches.scoring("re-encoded", networks)()["mean_value"], abs=1e-6
+        )

@@ -17,7 +17,8 @@ from posttrain.models.policy import load_policy
 from posttrain.models.prefix_cache import PrefixCache
 from posttrain.models.reference import ReferenceFrom
 from posttrain.models.roles import HeadOnTrunk
-from posttrain.models.value import ValueHead, load_value_model
+from posttrain.models.value import ValueHead, load_value_model, value_model_from_policy
+from posttrain.pretrained import load_tokenizer
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.sampling import SamplingParams
 from posttrain.search.beam import BeamParams, beam_search
@@ -99,6 +100,37 @@ def test_every_scorer_leads_to_the_same_tree(family, seed, max_tokens, tokenizer
             scorer.n_tokens_read + scorer.n_tokens_cached == n_read["anew"]
             for scorer in (scorers["remembered"][1], scorers["shared trunk"][1])
         )
+
+
+@pytest.mark.slow
+def test_every_scorer_leads_to_the_same_tree_on_a_real_small_model(smollm2_folder):
+    policy = load_policy(smollm2_folder, dtype=torch.float32).eval()
+    value = value_model_from_policy(smollm2_folder, dtype=torch.float32)
+    value.score = ValueHead(torch.randn(1, value.config.hidden_size, generator=torch.Generator().manual_seed(0)))
+    tokenizer = load_tokenizer(str(smollm2_folder))
+    chat = [{"role": "user", "content": "A baker has 24 rolls and sells 3 bags of 5. How many are left?"}]
+    prompt = tuple(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"])
+    step = SamplingParams(max_new_tokens=24, temperature=1.0, seed=2, stop=("\n", "."))
+    params = BeamParams(width=2, expansions=3, max_steps=4, sampling=step)
+    shared = PrefixCache(policy.base_model, max_tokens=4_000)
+    plain, caching = (
+        TransformersEngine(policy, tokenizer, batch_size=6, device="cpu", prefix_cache=cache)
+        for cache in (None, shared)
+    )
+    anew = ReencodingScorer(value, batch_size=6)
+    (expected,) = beam_search(plain, anew, [prompt], params)
+    remembered = CachedScorer(value, max_tokens=4_000, batch_size=6)
+    for engine, scorer in (
+        (plain, remembered),
+        (caching, SharedTrunkScorer(value, prefix_cache=shared, batch_size=6)),
+    ):
+        (found,) = beam_search(engine, scorer, [prompt], params)
+        assert shape(found) == shape(expected)
+        values = [[node.value for node in tree.nodes[1:]] for tree in (found, expected)]
+        # Final hidden states of norm 57, which two orders of summation leave 3e-5 apart, times a head of norm 24.
+        torch.testing.assert_close(*map(torch.tensor, values), rtol=0, atol=1e-3)
+    assert anew.n_tokens_read > 2.5 * remembered.n_tokens_read
+    assert len({node.value for node in expected.nodes}) > 10
 
 
 def test_a_value_model_on_another_trunk_is_refused():
