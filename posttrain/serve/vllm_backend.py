@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +52,15 @@ class VllmBackend:
         self.policy_name = policy.name
         self.value_name = None if value is None else value.name
         self.policy_counts = EngineCounts()
-        arguments = {"dtype": dtype, "max_model_len": max_model_len}
+        shared = {"dtype": dtype, "max_model_len": max_model_len}
         self._policy = self._start(
-            policy_engine_args(policy.path, memory_share=policy.memory_share, **arguments), self.policy_counts
+            policy_engine_args(policy.path, memory_share=policy.memory_share, **shared), self.policy_counts
         )
-        self._value = value and self._start(
-            value_engine_args(value.path, memory_share=value.memory_share, **arguments), EngineCounts()
-        )
+        self._value = None
+        if value is not None:
+            self._value = self._start(
+                value_engine_args(value.path, memory_share=value.memory_share, **shared), EngineCounts()
+            )
         engines = [engine for engine in (self._policy, self._value) if engine is not None]
         self.n_positions: int = min(engine.model_config.max_model_len for engine in engines)
         self._request_numbers = itertools.count()
@@ -124,7 +126,8 @@ class VllmBackend:
         from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingImports] - an extra
 
         args = self._vllm.AsyncEngineArgs(**arguments, disable_log_stats=True)  # but for `counts`
-        return AsyncLLM.from_engine_args(args, stat_loggers=[lambda config, index: counts])
+        stat_loggers: list[Any] = [lambda config, index: counts]
+        return AsyncLLM.from_engine_args(args, stat_loggers=stat_loggers)
 
     async def _together(self, calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         """The results in order. One that fails, or cancelling the caller, cancels the others."""
@@ -170,7 +173,7 @@ class VllmBackend:
         self._n_value_tokens_read += len(sequence) - output.num_cached_tokens
         return [finite_value(value) for value in output.outputs.data.flatten().tolist()]
 
-    async def _outputs(self, engine: Any, method: Any, token_ids: Sequence[int], settings: Any):
+    async def _outputs(self, engine: Any, method: Any, token_ids: Sequence[int], settings: Any) -> AsyncIterator[Any]:
         """What one request yields. However the caller leaves, the request has left the engine."""
         request_id = str(next(self._request_numbers))
         try:
