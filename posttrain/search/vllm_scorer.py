@@ -50,6 +50,9 @@ class VllmScorer:
             self.n_tokens_read += len(output.prompt_token_ids) - output.num_cached_tokens
         return [finite_value(output.outputs.probs[0]) for output in outputs]
 
+    def forget(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Nothing: vLLM frees the blocks used longest ago when it needs room."""
+
 
 def value_engine_args(
     value_path: str | Path, *, dtype: str, max_model_len: int | None, memory_share: float
