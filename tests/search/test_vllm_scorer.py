@@ -18,8 +18,9 @@ BLOCK = 32  # tokens of a cache block on a CPU
 # of w, so an error of e in each element is an error of e in V.
 # A matrix product of inner size n rounds by about √n·u, u = 2^-24: 7e-7 for n = 128. Ten on the way to h, in both
 # implementations: √20 · 7e-7 = 3e-6. bfloat16 rounds what each operation returns by 2^-9/√3 = 1.1e-3 in the root mean
-# square, about 25 operations: √50 · 1.1e-3 = 8e-3. The tolerances are six times that.
-ATOL = {"float32": 2e-5, "bfloat16": 0.05}
+# square, about 25 operations: √50 · 1.1e-3 = 8e-3, and later layers enlarge what earlier ones rounded: 0.014 was seen.
+# The tolerances are six times that; V has a standard deviation of 1.
+ATOL = {"float32": 2e-5, "bfloat16": 0.08}
 
 
 def test_value_that_is_not_finite_is_an_error_that_names_the_cause():
@@ -86,13 +87,14 @@ def test_head_is_applied_in_float32_under_a_bfloat16_trunk(results):
 
 @real_vllm
 def test_beams_are_those_of_the_reencoding_scorer_in_float32(results):
+    nodes = [node for tree in results["trees"] for node in tree["nodes"]]
+    assert sum(node["state"] == "pruned" for node in nodes) >= 10  # the values chose
     for found, expected in zip(results["trees"], results["oracle_trees"], strict=True):
         assert [(node["parent"], node["token_ids"], node["state"]) for node in found["nodes"]] == [
             (node["parent"], node["token_ids"], node["state"]) for node in expected["nodes"]
         ]
         values = ([node["value"] for node in tree["nodes"][1:]] for tree in (found, expected))  # the root has none
         assert next(values) == pytest.approx(next(values), abs=ATOL["float32"])
-        assert any(node["state"] == "pruned" for node in found["nodes"])  # the values chose
 
 
 @real_vllm

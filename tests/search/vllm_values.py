@@ -25,7 +25,7 @@ from posttrain.search.tree import SearchTree
 from posttrain.search.vllm_scorer import VllmScorer
 
 MAX_MODEL_LEN = 256
-STEP = SamplingParams(max_new_tokens=12, temperature=1.0, seed=5, stop=("1", "2", "3", "4", "5"))
+STEP = SamplingParams(max_new_tokens=16, temperature=1.0, seed=5, stop=("1", "2", "3", "4", "5"))
 BEAM = BeamParams(width=3, expansions=3, max_steps=8, sampling=STEP)
 
 
@@ -49,10 +49,11 @@ def served(path: str, dtype: str) -> VllmScorer:
 
 
 def searched(policy: str, scorer: ValueScorer) -> list[SearchTree]:
-    """Step beams of two prompts, long enough for whole blocks of them to be shared."""
+    """Step beams of three prompts, long enough for whole blocks of them to be shared."""
     tokenizer = AutoTokenizer.from_pretrained(policy)
     engine = TransformersEngine(load_policy(policy, dtype=torch.float32), tokenizer, batch_size=16, device="cpu")
-    prompts = [tokenizer("=".join("abcdefgh" * 4)).input_ids, tokenizer("+".join("hgfedcba" * 5)).input_ids]
+    texts = ["=".join("abcdefgh" * 4), "+".join("hgfedcba" * 5), "-".join("aceg" * 8)]
+    prompts = [tokenizer(text).input_ids for text in texts]
     return beam_search(engine, scorer, prompts, BEAM)
 
 
