@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from posttrain.data.tokenizer_card import require_same_tokens
 from posttrain.models.vllm_args import import_vllm
 from posttrain.pretrained import load_tokenizer
 from posttrain.rollout.vllm_engine import policy_engine_args, request_args, sample_of
@@ -51,16 +52,15 @@ class VllmBackend:
         self.tokenizer = load_tokenizer(policy.path)
         self.policy_name = policy.name
         self.value_name = None if value is None else value.name
-        self.policy_counts = EngineCounts()
         shared = {"dtype": dtype, "max_model_len": max_model_len}
-        self._policy = self._start(
-            policy_engine_args(policy.path, memory_share=policy.memory_share, **shared), self.policy_counts
-        )
-        self._value = None
-        if value is not None:
-            self._value = self._start(
-                value_engine_args(value.path, memory_share=value.memory_share, **shared), EngineCounts()
-            )
+        policy_args = policy_engine_args(policy.path, memory_share=policy.memory_share, **shared)
+        value_args = None
+        if value is not None:  # both checks come before the first engine's minute
+            value_args = value_engine_args(value.path, memory_share=value.memory_share, **shared)
+            require_same_tokens(self.tokenizer, value.path, "value model")
+        self.policy_counts = EngineCounts()
+        self._policy = self._start(policy_args, self.policy_counts)
+        self._value = None if value_args is None else self._start(value_args, EngineCounts())
         engines = [engine for engine in (self._policy, self._value) if engine is not None]
         self.n_positions: int = min(engine.model_config.max_model_len for engine in engines)
         self._request_numbers = itertools.count()
