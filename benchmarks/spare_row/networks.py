@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 N_SPARE = 2  # the value's row, then a row of zeros
 
@@ -41,18 +41,6 @@ def write_policy(source: str, folder: Path, value_row: Tensor, *, is_tied: bool,
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return n_ids
-
-
-def write_classifier(source: str, folder: Path, value_row: Tensor, *, dtype: str) -> None:
-    """The same trunk and head as a value model of its own."""
-    config = AutoConfig.from_pretrained(source)
-    config.num_labels = 1
-    model = AutoModelForSequenceClassification.from_pretrained(
-        source, config=config, dtype=getattr(torch, dtype), ignore_mismatched_sizes=True
-    )
-    model.score.weight = nn.Parameter(value_row[None].float())
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
 
 @torch.no_grad()

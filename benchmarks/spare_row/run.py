@@ -25,13 +25,11 @@ from benchmarks.spare_row.networks import (
     Variant,
     hidden_states,
     log_pi,
-    write_classifier,
     write_policy,
 )
 from posttrain.models.vllm_args import import_vllm
 from posttrain.rollout.vllm_engine import policy_engine_args, request_args
 from posttrain.sampling import SamplingParams
-from posttrain.search.vllm_scorer import value_engine_args
 
 PROMPTS = (
     "Tom has 3 boxes with 12 pencils each and gives away 7 pencils. How many are left?",
@@ -54,7 +52,6 @@ VARIANTS = (
     Variant("bfloat16", True, "model", "raw_logits"),
     Variant("bfloat16", False, "model", "raw_logprobs"),
     Variant("bfloat16", True, "float32", "raw_logprobs"),
-    Variant("bfloat16", False, "float32", "raw_logprobs"),
 )
 Rows = list[dict[str, Any]]  # one per sample: prompt, token_ids, and what was read at each token
 
@@ -75,22 +72,16 @@ def main() -> None:
     result: dict[str, Any] = {
         "model": Path(arguments.model).name,
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, import_vllm())},
-        "norm_of_row": value_row.norm().item(),
         "variants": {},
     }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for variant in VARIANTS:
             rows = spare_row_values(arguments.model, Path(scratch) / variant.name, variant, prompts, value_row)
             result["variants"][variant.name] = judged(arguments.model, rows, variant, value_row)
-            print(variant.name, result["variants"][variant.name], flush=True)
-        for dtype in ("float32", "bfloat16"):
-            result["variants"][f"{dtype}, second engine"] = second_engine(
-                arguments.model, Path(scratch) / f"value-{dtype}", dtype, rows, value_row
-            )
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    arguments.out.with_suffix(".md").write_text(table(result))
-    print(table(result))
+            arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+            arguments.out.with_suffix(".md").write_text(table(result))
+            print(table(result).splitlines()[-1], flush=True)
 
 
 def fitted_value_row(model: str, prompts: list[list[int]]) -> Tensor:
@@ -175,28 +166,6 @@ def judged(source: str, rows: Rows, variant: Variant, value_row: Tensor) -> dict
     return judgement
 
 
-def second_engine(source: str, folder: Path, dtype: str, rows: Rows, value_row: Tensor) -> dict[str, Any]:
-    """The same head behind a trunk of its own, read at every eighth token of the same samples."""
-    write_classifier(source, folder, value_row, dtype=dtype)
-    arguments = value_engine_args(folder, dtype=dtype, max_model_len=MAX_MODEL_LEN, memory_share=MEMORY_SHARE)
-    llm = import_vllm().LLM(**arguments, enforce_eager=True)
-    sequences = [row["prompt"] + row["token_ids"] for row in rows]
-    exact, prefixes = [], []
-    for row, ids, hidden in zip(rows, sequences, hidden_states(source, sequences, dtype="float32"), strict=True):
-        for length in range(len(row["prompt"]), len(ids), 8):
-            prefixes.append(ids[:length])
-            exact.append(hidden[length - 1] @ value_row)
-    outputs = llm.classify(
-        [{"prompt_token_ids": prefix} for prefix in prefixes],
-        pooling_params=import_vllm().PoolingParams(use_activation=False),
-        use_tqdm=False,
-    )
-    error = torch.tensor([output.outputs.probs[0] for output in outputs], dtype=torch.float64) - torch.stack(exact)
-    del llm
-    gc.collect()
-    return {"n_values": len(prefixes), "error_max": error.abs().max().item(), "error_rms": rms(error)}
-
-
 def flipped(found: list[Tensor], exact: list[Tensor]) -> float:
     """The part of pairs, two samples of one prompt after equally many tokens, that `found` orders otherwise."""
     n_pairs = n_flipped = 0
@@ -218,7 +187,7 @@ def table(result: dict[str, Any]) -> str:
     columns = {
         "error_rms": "error of V, rms",
         "error_max": "largest",
-        "error_rms_of_transformers": "rms, transformers' trunk of that dtype with an exact head",
+        "error_rms_of_transformers": "rms of transformers in that dtype, product exact",
         "flipped": "pairs ordered otherwise",
         "flipped_by_transformers": "by transformers",
         "logp_error_max": "error of log π, largest",
