@@ -1,6 +1,6 @@
 """Run by test_zero3_export in a process of its own: what vLLM says about trained networks, as JSON.
 
-Usage: python -m tests.training.zero3_export_vllm POLICY OUTPUT_JSON VALUE_MODEL [VALUE_MODEL ...]
+Usage: python -m tests.training.zero3_export_vllm OUTPUT_JSON POLICY VALUE_MODEL [VALUE_MODEL ...]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ N_NEW_TOKENS = 12
 CACHE_BYTES = 2**26
 
 
-def main(policy: str, output: str, *value_models: str) -> None:
+def main(output: str, policy: str, *value_models: str) -> None:
     answers = greedy_answers(policy)
     values = {path: values_of_prefixes(path) for path in value_models}
     Path(output).write_text(json.dumps({"answers": answers, "values": values}))
