@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.models.cached_rows import read_prompts, require_joinable
+from posttrain.models.prefix_cache import PrefixCache
 from posttrain.rollout.choose import uniform_stream
 from posttrain.rollout.model_thread import Inbox, ModelThread, refuse
 from posttrain.rollout.running_rows import Request, Row, RunningRows
@@ -40,6 +41,9 @@ class ContinuousEngine:
     token of each row. Requests get rows in the order of their coming; one of more than `max_rows` samples goes to the
     end of the queue after each `max_rows` of them. The model belongs to the engine: it stays in evaluation mode.
 
+    No sequence gets longer than `n_positions`; None is as many as the model has. With a `prefix_cache` of the model's
+    trunk a prompt is read from where it leaves what was read before, and what was sampled counts as read.
+
     An error of a forward pass fails the requests whose rows were in it; those that wait go on.
     Raises ValueError for an architecture whose rows cannot be joined (recurrent, chunked attention).
     """
@@ -52,16 +56,24 @@ class ContinuousEngine:
         max_rows: int,
         device: torch.device | str,
         thread: ModelThread,
+        n_positions: int | None = None,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows is {max_rows}, needs at least 1")
         require_joinable(model)
+        self.n_positions: int = n_positions or model.config.max_position_embeddings
+        if prefix_cache is not None and prefix_cache.max_tokens < self.n_positions:
+            raise ValueError(
+                f"the prefix cache has room for {prefix_cache.max_tokens} tokens and a sequence may have "
+                f"{self.n_positions}: raise max_tokens or give the engine fewer n_positions"
+            )
         self.model = model.to(device).eval()
         self.max_rows = max_rows
         self.eos_ids = eos_token_ids(model, tokenizer)
-        self.n_positions: int = model.config.max_position_embeddings
         self._stop = StopVocabulary(tokenizer, n_vocab=model.config.vocab_size, device="cpu")
         self._stop.decode()
+        self._prefix_cache = prefix_cache
         self._n_generated_tokens = 0
         self._inbox: Inbox[Request] = Inbox(thread.wake)
         self._waiting: deque[Request] = deque()
@@ -110,7 +122,7 @@ class ContinuousEngine:
         self._waiting.extend(self._inbox.take())
         if any(request.is_over for request in self._waiting):
             self._waiting = deque(request for request in self._waiting if not request.is_over)
-        self._running.drop(is_room_wanted=bool(self._waiting))
+        self._running.drop(is_room_wanted=bool(self._waiting), prefix_cache=self._prefix_cache)
         self._running.read_last_tokens()
         for rows in _of_like_length(self._admit(self.max_rows - len(self._running))):
             self._prefill(rows)
@@ -152,7 +164,10 @@ class ContinuousEngine:
         prompts = list(dict.fromkeys(row.request.prompt for row in rows))
         place = {prompt: i for i, prompt in enumerate(prompts)}
         try:
-            read = read_prompts(self.model, prompts)
+            if self._prefix_cache is None:
+                read = read_prompts(self.model, prompts)
+            else:
+                read = self._prefix_cache.read(prompts).by(self.model)
         except Exception as error:
             for row in rows:
                 refuse(row.request.future, error)

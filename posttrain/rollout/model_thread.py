@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -108,12 +108,25 @@ class Inbox(Generic[T]):
         return self.take()
 
 
-# A future stays pending until its answer is there, so that cancel() works at any time; to answer it then does nothing.
+def open_future() -> Future[Any]:
+    """A future that can be cancelled until it is answered or refused, since nothing ever marks it as running."""
+    future: Future[Any] = Future()
+    future.add_done_callback(_tell_of_cancelling)
+    return future
+
+
+def _tell_of_cancelling(future: Future[Any]) -> None:
+    if future.cancelled():
+        future.set_running_or_notify_cancel()  # those that wait for several futures hear of it by this alone
+
+
 def answer(future: Future[T], result: T) -> None:
+    """Does nothing to a future that was cancelled or answered before."""
     with suppress(InvalidStateError):
         future.set_result(result)
 
 
-def refuse(future: Future[T], error: Exception) -> None:
+def refuse(future: Future[Any], error: Exception) -> None:
+    """As `answer`, with an error."""
     with suppress(InvalidStateError):
         future.set_exception(error)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from posttrain.models.cached_rows import CachedRows
+from posttrain.models.prefix_cache import PrefixCache
 from posttrain.rollout.choose import choose_tokens, logp_of
-from posttrain.rollout.model_thread import answer
+from posttrain.rollout.model_thread import answer, open_future
 from posttrain.rollout.stop_strings import StopStrings
 from posttrain.rollout.transformers_engine import is_worth_compacting
 from posttrain.sampling import Sample, SamplingParams, TokenListener
@@ -34,16 +35,14 @@ class Request:
     samples: list[Sample | None]  # the n, as they end
     n_admitted: int = 0  # that have, or had, a row
     is_over: bool = False
-    future: Future[list[Sample]] = field(default_factory=Future)
+    future: Future[list[Sample]] = field(default_factory=open_future)
 
     def __post_init__(self) -> None:
-        self.future.add_done_callback(lambda _: self._end())
+        self.future.add_done_callback(self._end)
 
-    def _end(self) -> None:
+    def _end(self, future: Future[list[Sample]]) -> None:
         """Called on whatever thread made the future done."""
         self.is_over = True
-        if self.future.cancelled():
-            self.future.set_running_or_notify_cancel()  # tells those that wait for several futures
 
     @property
     def n_waiting(self) -> int:
@@ -118,12 +117,17 @@ class RunningRows:
         else:
             self._read.join(read)
 
-    def drop(self, *, is_room_wanted: bool) -> None:
-        """Drop the rows of requests that are over at once, and those that have ended if room is wanted or it pays."""
+    def drop(self, *, is_room_wanted: bool, prefix_cache: PrefixCache | None) -> None:
+        """Drop the rows of requests that are over at once, and those that have ended if room is wanted or it pays.
+
+        What those that have ended have read is left in the prefix cache, for who goes on from there.
+        """
         live = [i for i, row in enumerate(self.rows) if not (row.has_ended or row.request.is_over)]
         is_given_up = any(row.request.is_over and not row.has_ended for row in self.rows)
         if not (is_given_up or is_room_wanted or is_worth_compacting(len(live), len(self.rows))):
             return
+        if prefix_cache is not None:
+            self._store_ended(prefix_cache)
         if not live:
             self.clear()
         elif self._read is not None and len(live) < len(self.rows):
@@ -131,6 +135,15 @@ class RunningRows:
             self.rows, self._unread = [self.rows[i] for i in live], self._unread[kept]
             self._read.select(kept)
             self._read.drop_padding()
+
+    def _store_ended(self, prefix_cache: PrefixCache) -> None:
+        ended = [i for i, row in enumerate(self.rows) if row.has_ended]
+        if self._read is None or not ended:
+            return
+        rows = [self.rows[i] for i in ended]
+        tokens = [(*row.request.prompt, *row.token_ids[:-1]) for row in rows]  # the last one was not read
+        read = self._read.copy(torch.tensor(ended, device=self.device))
+        prefix_cache.store(tokens, read.cache, read.is_token)
 
     def clear(self) -> None:
         self.rows, self._read = [], None

@@ -28,6 +28,7 @@ class ReencodingScorer:
         self.value_model = value_model.eval()
         self.batch_size = batch_size
         self.n_tokens_read = 0
+        self.n_tokens_cached = 0  # and stays so
 
     @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
@@ -48,6 +49,14 @@ class ReencodingScorer:
             for i, v in zip(chunk, last.tolist(), strict=True):
                 values[i] = v
         return values
+
+    @torch.no_grad()
+    def score_all(self, sequence: Sequence[int]) -> list[float]:
+        """V at every token of one sequence, in reward units."""
+        require_tokens([sequence])
+        input_ids = torch.tensor([list(sequence)], device=self.value_model.score.weight.device)
+        self.n_tokens_read += len(sequence)
+        return values_at_every_position(self.value_model, input_ids, torch.ones_like(input_ids).bool())[0].tolist()
 
     def forget(self, sequences: Sequence[Sequence[int]]) -> None:
         """Nothing was kept."""

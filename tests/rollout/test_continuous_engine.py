@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from posttrain.models.prefix_cache import PrefixCache
 from posttrain.rollout.continuous_engine import ContinuousEngine
 from posttrain.rollout.model_thread import ModelThread
 from posttrain.rollout.transformers_engine import TransformersEngine
@@ -62,14 +63,19 @@ def assert_same_samples(found: list[Sample], expected: list[Sample]) -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "sliding"])
-def test_samples_are_those_of_the_batch_engine_whatever_joins_and_leaves(thread, tokenizer, family, dtype, seed):
+@pytest.mark.parametrize(
+    ("family", "n_cached_tokens"), [("llama", 0), ("gpt2", 0), ("sliding", 0), ("llama", 300), ("gpt2", 2000)]
+)
+def test_samples_are_those_of_the_batch_engine_whatever_joins_and_leaves(
+    thread, tokenizer, family, n_cached_tokens, dtype, seed
+):
     model = model_of(family, dtype, len(tokenizer))
     rng = random.Random(seed)
     asks = asks_of_many_kinds(rng, len(tokenizer))
     one_by_one = TransformersEngine(model, tokenizer, batch_size=4, device="cpu")
     expected = [one_by_one.sample([ask.prompt], ask.params, ask.n, streams=[ask.stream])[0] for ask in asks]
-    engine = ContinuousEngine(model, tokenizer, max_rows=7, device="cpu", thread=thread)
+    prefix_cache = PrefixCache(model.base_model, max_tokens=n_cached_tokens) if n_cached_tokens else None
+    engine = ContinuousEngine(model, tokenizer, max_rows=7, device="cpu", thread=thread, prefix_cache=prefix_cache)
     found: dict[Ask, Future[list[Sample]]] = {}
 
     def caller(mine: list[Ask], seconds: list[float]) -> None:

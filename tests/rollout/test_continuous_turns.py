@@ -8,7 +8,9 @@ from concurrent.futures import wait
 import pytest
 from transformers import MambaConfig, MambaForCausalLM
 
+from posttrain.models.prefix_cache import PrefixCache
 from posttrain.rollout.continuous_engine import ContinuousEngine
+from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.sampling import SamplingParams
 from tests.rollout.tiny_engines import CountedForwards, TurnsByHand
 
@@ -165,11 +167,11 @@ def test_listener_hears_every_token_with_its_logp_in_order(by_hand):
 def test_cache_keeps_the_columns_of_its_longest_row_under_endless_load(by_hand):
     rng = random.Random(0)
     most = 0
-    for i in range(1500):  # one comes with every turn, so the batch is never empty and never starts afresh
+    for i in range(500):  # one comes with every turn, so the batch is never empty and never starts afresh
         by_hand.submit([3] * rng.randint(1, 10), budget(rng.randint(1, 6)), n=1, stream=i)
         by_hand.take_turn()
         most = max(most, by_hand.stats().n_columns)
-    assert by_hand.stats().n_generated_tokens > 4000
+    assert by_hand.stats().n_generated_tokens > 1400
     assert most <= 10 + 5  # a prompt and all its new tokens but the last, which is never read
 
 
@@ -194,3 +196,29 @@ def test_recurrent_model_is_refused_with_the_reason(tokenizer):
     model = MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, state_size=4))
     with pytest.raises(ValueError, match=r"Mamba.*: its rows cannot be joined"):
         ContinuousEngine(model, tokenizer, max_rows=1, device="cpu", thread=TurnsByHand())
+
+
+def test_prompt_that_goes_on_from_a_sample_is_read_from_where_it_was_sampled(model, tokenizer):
+    prefix_cache = PrefixCache(model.base_model, max_tokens=200)
+    engine = ContinuousEngine(
+        model, tokenizer, max_rows=4, device="cpu", thread=TurnsByHand(), prefix_cache=prefix_cache
+    )
+    engine.eos_ids = frozenset()
+    first = engine.submit([3, 4, 5], budget(6), n=3, stream=0)
+    run_out(engine)
+    assert prefix_cache.n_tokens_read == 3
+    steps = [[3, 4, 5, *sample.token_ids] for sample in first.result()]
+    again = [engine.submit(step, budget(2), n=2, stream=i) for i, step in enumerate(steps)]
+    run_out(engine)
+    # The last token of each step was sampled and never read; everything before it is found.
+    assert prefix_cache.n_tokens_read == 3 + 3
+    (expected,) = TransformersEngine(model, tokenizer, batch_size=2, device="cpu").sample(
+        [steps[1]], budget(2), 2, streams=[1]
+    )
+    assert [sample.token_ids for sample in again[1].result()] == [sample.token_ids for sample in expected]
+
+
+def test_prefix_cache_that_cannot_hold_one_sequence_is_refused(model, tokenizer):
+    prefix_cache = PrefixCache(model.base_model, max_tokens=100)
+    with pytest.raises(ValueError, match="room for 100 tokens and a sequence may have 128"):
+        ContinuousEngine(model, tokenizer, max_rows=4, device="cpu", thread=TurnsByHand(), prefix_cache=prefix_cache)

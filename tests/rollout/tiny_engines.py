@@ -30,8 +30,11 @@ def model_of(family: str, dtype: torch.dtype, n_vocab: int) -> PreTrainedModel:
 class TurnsByHand:
     """In place of the model thread: a test takes the turns, so that what happens between two is no accident."""
 
+    def __init__(self) -> None:
+        self.workers = []
+
     def add(self, worker) -> None:
-        pass
+        self.workers.append(worker)
 
     def wake(self) -> None:
         pass
