@@ -54,7 +54,7 @@ class VllmEngine:
             [self._vllm.SamplingParams(**request_args(params, streams[i], j)) for i, j in requests],
             use_tqdm=False,
         )
-        samples = [sample_of(output.outputs[0]) for output in outputs]
+        samples = [sample_of(output.outputs) for output in outputs]
         return [samples[i * n : (i + 1) * n] for i in range(len(prompts))]
 
 
@@ -97,16 +97,18 @@ def request_seed(seed: int, stream: int, sample: int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def sample_of(output: vllm.outputs.CompletionOutput) -> Sample:
-    """The sample that vLLM's finished output holds. Raises RuntimeError for one that was aborted."""
-    if output.finish_reason not in ("stop", "length"):
-        raise RuntimeError(f"vLLM ended a request with finish_reason {output.finish_reason!r}, needs stop or length")
-    if output.logprobs is None:
+def sample_of(parts: Sequence[vllm.outputs.CompletionOutput]) -> Sample:
+    """The sample that the parts of a finished output add up to. Raises RuntimeError for one that was aborted."""
+    last = parts[-1]
+    if last.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"vLLM ended a request with finish_reason {last.finish_reason!r}, needs stop or length")
+    if any(part.logprobs is None for part in parts):
         raise RuntimeError("vLLM returned no log-probabilities, though each request asks for them")
-    token_ids = tuple(output.token_ids)
     return Sample(
-        token_ids=token_ids,
-        logp=tuple(at[token].logprob for at, token in zip(output.logprobs, token_ids, strict=True)),
-        finish_reason=FinishReason(output.finish_reason),
-        stop_string=output.stop_reason if isinstance(output.stop_reason, str) else None,
+        token_ids=tuple(token for part in parts for token in part.token_ids),
+        logp=tuple(
+            at[token].logprob for part in parts for at, token in zip(part.logprobs, part.token_ids, strict=True)
+        ),
+        finish_reason=FinishReason(last.finish_reason),
+        stop_string=last.stop_reason if isinstance(last.stop_reason, str) else None,
     )

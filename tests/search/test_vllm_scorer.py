@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from posttrain.search.vllm_scorer import VllmScorer, finite_value
 from tests.rollout.conftest import tokenizer as tokenizer
+from tests.vllm_networks import write_policy, write_value_model
 from tests.vllm_process import IN_PROCESS, results_of, skip_without_vllm
 
 BLOCK = 32  # tokens of a cache block on a CPU
-HIDDEN = 64
-# V = w·h, |w| = 1 below, and h leaves the last norm with a root mean square of 1. Rounding errors of h are independent
+# V = w·h, |w| = 1, and h leaves the last norm with a root mean square of 1. Rounding errors of h are independent
 # of w, so an error of e in each element is an error of e in V.
 # A matrix product of inner size n rounds by about √n·u, u = 2^-24: 7e-7 for n = 128. Ten on the way to h, in both
 # implementations: √20 · 7e-7 = 3e-6. bfloat16 rounds what each operation returns by 2^-9/√3 = 1.1e-3 in the root mean
@@ -38,32 +37,13 @@ def test_missing_vllm_is_an_error_that_names_the_extra(monkeypatch):
 def results(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     skip_without_vllm()
     folder = tmp_path_factory.mktemp("networks")
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,  # the smallest that vLLM's CPU attention has
-        max_position_embeddings=256,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        initializer_range=0.15,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "policy")
-    config.num_labels = 1
-    value = LlamaForSequenceClassification(config).bfloat16()
-    head = (torch.randint(0, 2, (1, HIDDEN)) * 2 - 1) / HIDDEN**0.5  # ±1/8: |w| = 1
-    for name, scale in (("value", 1.0), ("scaled_value", 1 + 2**-10)):
-        value.score.weight = torch.nn.Parameter(head * scale)  # float32, as our value models are saved
-        value.save_pretrained(folder / name)
-    for name in ("policy", "value", "scaled_value"):
-        tokenizer.save_pretrained(folder / name)
-    paths = [str(folder / name) for name in ("policy", "value", "scaled_value")]
-    return results_of("tests.search.vllm_values", folder / "results.json", *paths, timeout=560, env=IN_PROCESS)
+    paths = [
+        write_policy(folder / "policy", tokenizer),
+        write_value_model(folder / "value", tokenizer),
+        write_value_model(folder / "scaled_value", tokenizer, head_scale=1 + 2**-10),
+    ]
+    module = "tests.search.vllm_values"
+    return results_of(module, folder / "results.json", *map(str, paths), timeout=560, env=IN_PROCESS)
 
 
 def real_vllm(test):
