@@ -19,6 +19,7 @@ from posttrain.serve.backend import Backend
 from posttrain.serve.serve_config import ServeConfig, limits_of, require_key_beyond_loopback
 from posttrain.serve.service import LOG, Service
 from posttrain.serve.transformers_backend import load_transformers_backend
+from posttrain.serve.vllm_backend import VllmBackend, VllmNetwork
 
 KEY_VARIABLE = "POSTTRAIN_API_KEY"
 CLOSING_S = 2  # for connections to close once their answers are sent
@@ -66,6 +67,10 @@ async def _serve(config: ServeConfig, keys: list[str]) -> None:
 
 def load_backend(config: ServeConfig) -> Backend:
     """The networks behind the interface of the server."""
+    if config.backend == "vllm":
+        value = None if config.value_model is None else VllmNetwork(config.value_model, config.memory_share)
+        policy = VllmNetwork(config.model, config.memory_share)
+        return VllmBackend(policy, value, dtype=config.dtype, max_model_len=config.max_model_len)
     return load_transformers_backend(
         config.model,
         config.value_model,

@@ -28,9 +28,15 @@ class ServeConfig:
     value_model: str | None = _option(None, "value model; searches by value and /v1/values need it", "networks")
     backend: Literal["transformers", "vllm"] = _option("transformers", "what runs the networks", "networks")
     dtype: Literal["float32", "bfloat16"] = _option("float32", "arithmetic of the networks", "networks")
-    device: str = _option("auto", "cpu, cuda, ...; auto takes CUDA where there is one", "networks")
-    batch_rows: int = _option(64, "sequences that backend transformers samples in one forward pass", "networks")
-    cached_tokens: int = _option(65536, "tokens that each network remembers to have read; 0: none", "networks")
+    device: str = _option("auto", "transformers: cpu, cuda, ...; auto takes CUDA where there is one", "networks")
+    batch_rows: int = _option(64, "transformers: sequences that are sampled in one forward pass", "networks")
+    cached_tokens: int = _option(
+        65536, "transformers: tokens that each network keeps in memory once read; 0: none", "networks"
+    )
+    max_model_len: int | None = _option(
+        None, "vllm: most tokens of a prompt and its answer; default: the model's own", "networks"
+    )
+    memory_share: float = _option(0.4, "vllm: part of the accelerator's memory for each network", "networks")
     host: str = _option("127.0.0.1", "address to listen on; another than loopback needs a key", "network")
     port: int = _option(8000, "port to listen on; 0 takes a free one and says which", "network")
     api_key_file: Path | None = field(default=None, metadata={"help": "file with one key a line", "group": "network"})
