@@ -26,11 +26,6 @@ class CachedRows:
         self.cache.batch_select_indices(rows)
         self.logits, self.is_token, self.position = self.logits[rows], self.is_token[rows], self.position[rows]
 
-    def copy(self, rows: Tensor) -> CachedRows:
-        """These rows, int64, in memory of their own."""
-        cache = DynamicCache([(keys[rows], values[rows]) for keys, values in map(_keys_and_values, self.cache.layers)])
-        return CachedRows(self.model, cache, self.logits[rows], self.is_token[rows], self.position[rows])
-
     def append(self, token_ids: Tensor) -> None:
         """Read one more token of every row, [R] int64."""
         self.is_token = torch.nn.functional.pad(self.is_token, (0, 1), value=1)

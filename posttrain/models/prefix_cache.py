@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from posttrain.models.token_trie import ROOT, TokenTrie, n_common
 _TAKE_MASKS = ("sdpa", "eager", PER_ROW)  # attention that adds a mask [G, 1, N, n + N] to its logits
 _DRIFTING_ROTATIONS = {"dynamic", "longrope"}  # their frequencies change with the length of the row
 
-Layers = list[tuple[Tensor, Tensor]]  # keys and values of each layer
+Layers = list[tuple[Tensor, Tensor]]  # keys and values
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,9 @@ class RowsRead:
 
     def by(self, model: PreTrainedModel) -> CachedRows:
         """The same rows for `model`, whose trunk read them, to go on decoding; its logits are a head on `hidden`."""
-        logits = model.get_output_embeddings()(self.hidden)
-        return CachedRows(model, self.cache, logits, self.is_token, self.position)
+        head = model.get_output_embeddings()
+        assert head is not None  # a causal language model has one
+        return CachedRows(model, self.cache, head(self.hidden), self.is_token, self.position)
 
 
 class PrefixCache:
@@ -86,11 +88,12 @@ class PrefixCache:
         """[n, D] final hidden states at all n tokens of one row. Raises what `last_hidden` raises."""
         self._require_room([row])
         self._trie.begin()
-        (path,) = self._read([row])
-        (unknown,) = (~self._has_hidden[path]).nonzero()
+        path = self._trie.find(row)
+        unknown = np.flatnonzero(~self._has_hidden[path])
         if len(unknown):
             first = int(unknown[0])
-            self._run([Chain(path[:first], path[first:], list(row[first:]))])
+            self._run([Chain(path[:first], path[first:], list(row[first : len(path)]))])
+        (path,) = self._read([row])
         return self._hidden[path]
 
     @torch.no_grad()
@@ -114,24 +117,28 @@ class PrefixCache:
         return RowsRead(hidden, _cache_of(layers), is_token.long(), n_tokens)
 
     @torch.no_grad()
-    def store(self, rows: Sequence[Sequence[int]], cache: DynamicCache, is_token: Tensor) -> None:
-        """Keep what decoding has read: token t of a row stands in the t-th column of `cache` that `is_token` marks.
+    def store(self, rows: Sequence[Sequence[int]], decoded: CachedRows, places: Sequence[int]) -> None:
+        """Keep what decoding has read: `rows[i]` are the first tokens of the row at `places[i]` of `decoded`.
 
-        A row may end before its columns do. No hidden states come with it, so that its last token is read again when
-        it is asked for; nor is it held, so that `forget` of a longer row frees it. Raises what `last_hidden` raises.
+        A row of more than max_tokens is left out. No hidden states come with the tokens, so that the last one of a row
+        is read again when it is asked for; nor is a row held, so that `forget` of a longer one frees it too.
         """
-        columns = [marks.nonzero().squeeze(-1).tolist() for marks in is_token]
-        for lot in self._lots(rows):
-            new: list[tuple[int, int, int]] = []  # row, column, slot
-            for i in lot:
-                path = self._trie.find(rows[i])
-                slots = self._trie.add(path, rows[i][len(path) :])
-                new += [(i, columns[i][t], slot) for t, slot in enumerate(slots, start=len(path))]
-            if new:
-                row, column, slots = self._on_device(new).unbind(-1)
-                for pools, layer in zip(self._pools, cache.layers, strict=True):
-                    pools[0][slots], pools[1][slots] = layer.keys[row, :, column], layer.values[row, :, column]
-                self._has_hidden[[slot for _, _, slot in new]] = False
+        stored = [(row, place) for row, place in zip(rows, places, strict=True) if 0 < len(row) <= self.max_tokens]
+        layers = _layers_of(decoded.cache)
+        for lot in self._lots([row for row, _ in stored]):
+            new: list[tuple[int, int, int]] = []  # row of `decoded`, its column, slot
+            with self._undone_if_it_fails() as paths:
+                for row, place in (stored[i] for i in lot):
+                    known = self._trie.find(row)
+                    slots = self._trie.add(known, row[len(known) :])
+                    paths.append(known + slots)
+                    columns = decoded.is_token[place].nonzero().squeeze(-1)[len(known) : len(row)].tolist()
+                    new += zip([place] * len(slots), columns, slots, strict=True)
+                if new:
+                    place, column, slot = self._on_device(new).unbind(-1)
+                    for pools, (keys, values) in zip(self._pools, layers, strict=True):
+                        pools[0][slot], pools[1][slot] = keys[place, :, column], values[place, :, column]
+                    self._has_hidden[[slot for _, _, slot in new]] = False
 
     def forget(self, row: Sequence[int]) -> None:
         """Free the tokens of a row that was read, but for those that another such row begins with."""
@@ -169,10 +176,9 @@ class PrefixCache:
 
     def _read(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
         """Slots of each row, with the keys and values of all its tokens and the hidden state of the last."""
-        paths: list[list[int]] = []
         chains: list[Chain] = []
         to_read: set[int] = set()
-        try:
+        with self._undone_if_it_fails() as paths:
             for row in rows:
                 path = self._trie.find(row)
                 n_known = len(path)
@@ -185,14 +191,21 @@ class PrefixCache:
                     chains.append(Chain(path[:n_known], path[n_known:], list(row[n_known:])))
                     to_read.update(path[n_known:])
             self._run(chains)
-        except BaseException:  # slots without keys and values must not be found later
-            for path in paths:
-                self._trie.drop(path)
-            raise
         for path in paths:
             self._trie.hold(path[-1])
         self._n_tokens_asked += sum(map(len, rows))
         return paths
+
+    @contextmanager
+    def _undone_if_it_fails(self) -> Iterator[list[list[int]]]:
+        """Takes the paths that are filled meanwhile: a slot without keys and values must never be found."""
+        paths: list[list[int]] = []
+        try:
+            yield paths
+        except BaseException:
+            for path in paths:
+                self._trie.drop(path)
+            raise
 
     def _run(self, chains: Sequence[Chain]) -> None:
         for groups in forward_passes(chains):
@@ -214,8 +227,8 @@ class PrefixCache:
         ).last_hidden_state
         is_new = slots != ROOT
         new = slots[is_new]
-        for pools, layer in zip(self._pools, cache.layers, strict=True):
-            for pool, tensor in zip(pools, (layer.keys, layer.values), strict=True):
+        for pools, tensors in zip(self._pools, _layers_of(cache), strict=True):
+            for pool, tensor in zip(pools, tensors, strict=True):
                 pool[new] = tensor[:, :, past.shape[1] :].transpose(1, 2)[is_new]
         self._hidden[new] = hidden[is_new]
         self._has_hidden[inputs.slots[inputs.slots != ROOT]] = True
@@ -225,7 +238,11 @@ class PrefixCache:
         return torch.as_tensor(numbers, device=self._hidden.device)
 
 
-def _cache_of(layers: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
+def _layers_of(cache: DynamicCache) -> Layers:
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _cache_of(layers: Layers) -> DynamicCache:
     """A cache that holds these keys and values [R, heads, L, d] without copying them."""
     cache = DynamicCache()
     for keys, values in layers:
@@ -236,7 +253,7 @@ def _cache_of(layers: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
     return cache
 
 
-def _allocate(trunk: PreTrainedModel, n_slots: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+def _allocate(trunk: PreTrainedModel, n_slots: int) -> tuple[Layers, Tensor]:
     """Room for keys and values [slots, heads, d] of each layer and for hidden states [slots, D]; ROOT is zero.
 
     One token is read to see what it leaves behind.
@@ -253,7 +270,7 @@ def _allocate(trunk: PreTrainedModel, n_slots: int) -> tuple[list[tuple[Tensor, 
             pool[ROOT] = 0.0  # padding is masked, but 0 times what memory happens to hold may be NaN
             return pool
 
-        pools = [(room(layer.keys[0, :, 0]), room(layer.values[0, :, 0])) for layer in cache.layers]
+        pools = [(room(keys[0, :, 0]), room(values[0, :, 0])) for keys, values in _layers_of(cache)]
         return pools, room(hidden[0, 0])
 
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from posttrain.models.cached_rows import read_prompts, require_joinable
+from posttrain.models.cached_rows import require_joinable
 from posttrain.models.prefix_cache import PrefixCache
 from posttrain.rollout.choose import uniform_stream
 from posttrain.rollout.model_thread import Inbox, ModelThread, refuse
 from posttrain.rollout.running_rows import Request, Row, RunningRows
 from posttrain.rollout.stop_strings import StopVocabulary
-from posttrain.rollout.transformers_engine import eos_token_ids, token_budget
+from posttrain.rollout.transformers_engine import eos_token_ids, read_from, require_cache_of, token_budget
 from posttrain.sampling import Sample, SamplingParams, TokenListener
 
 _PADDING_WORTH_A_FORWARD = 64  # columns; prompts that differ by less are read together
@@ -62,6 +62,7 @@ class ContinuousEngine:
         if max_rows < 1:
             raise ValueError(f"max_rows is {max_rows}, needs at least 1")
         require_joinable(model)
+        require_cache_of(model, prefix_cache)
         self.n_positions: int = n_positions or model.config.max_position_embeddings
         if prefix_cache is not None and prefix_cache.max_tokens < self.n_positions:
             raise ValueError(
@@ -122,7 +123,7 @@ class ContinuousEngine:
         self._waiting.extend(self._inbox.take())
         if any(request.is_over for request in self._waiting):
             self._waiting = deque(request for request in self._waiting if not request.is_over)
-        self._running.drop(is_room_wanted=bool(self._waiting), prefix_cache=self._prefix_cache)
+        self._running.drop(is_room_wanted=bool(self._waiting))
         self._running.read_last_tokens()
         for rows in _of_like_length(self._admit(self.max_rows - len(self._running))):
             self._prefill(rows)
@@ -164,27 +165,31 @@ class ContinuousEngine:
         prompts = list(dict.fromkeys(row.request.prompt for row in rows))
         place = {prompt: i for i, prompt in enumerate(prompts)}
         try:
-            if self._prefix_cache is None:
-                read = read_prompts(self.model, prompts)
-            else:
-                read = self._prefix_cache.read(prompts).by(self.model)
+            read = read_from(self._prefix_cache, self.model, prompts)
+            if len(rows) != len(prompts):
+                read.select(torch.tensor([place[row.request.prompt] for row in rows], device=read.position.device))
         except Exception as error:
             for row in rows:
                 refuse(row.request.future, error)
             return
-        if len(rows) != len(prompts):
-            read.select(torch.tensor([place[row.request.prompt] for row in rows], device=read.position.device))
-        self._running.join(rows, read)
+        try:
+            self._running.join(rows, read)
+        except Exception as error:  # some layers of the shared cache may have taken them in, so none can go on
+            self.fail(error)
 
     def _sample(self) -> None:
-        for row, token_id, logp in self._running.sample():
-            self._n_generated_tokens += 1
+        sampled = self._running.sample()
+        self._n_generated_tokens += len(sampled)
+        for row, token_id, logp in sampled:
             if row.request.is_over:
                 continue
             try:
                 row.take(token_id, logp, self.eos_ids)
             except Exception as error:
                 refuse(row.request.future, error)
+        ended = {row for row, *_ in sampled if row.has_ended}
+        if ended and self._prefix_cache is not None:
+            self._running.store(ended, self._prefix_cache)
 
 
 def _of_like_length(rows: Sequence[Row]) -> Iterator[list[Row]]:

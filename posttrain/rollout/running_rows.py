@@ -117,17 +117,12 @@ class RunningRows:
         else:
             self._read.join(read)
 
-    def drop(self, *, is_room_wanted: bool, prefix_cache: PrefixCache | None) -> None:
-        """Drop the rows of requests that are over at once, and those that have ended if room is wanted or it pays.
-
-        What those that have ended have read is left in the prefix cache, for who goes on from there.
-        """
+    def drop(self, *, is_room_wanted: bool) -> None:
+        """Drop the rows of requests that are over at once, and those that have ended if room is wanted or it pays."""
         live = [i for i, row in enumerate(self.rows) if not (row.has_ended or row.request.is_over)]
         is_given_up = any(row.request.is_over and not row.has_ended for row in self.rows)
         if not (is_given_up or is_room_wanted or is_worth_compacting(len(live), len(self.rows))):
             return
-        if prefix_cache is not None:
-            self._store_ended(prefix_cache)
         if not live:
             self.clear()
         elif self._read is not None and len(live) < len(self.rows):
@@ -135,15 +130,6 @@ class RunningRows:
             self.rows, self._unread = [self.rows[i] for i in live], self._unread[kept]
             self._read.select(kept)
             self._read.drop_padding()
-
-    def _store_ended(self, prefix_cache: PrefixCache) -> None:
-        ended = [i for i, row in enumerate(self.rows) if row.has_ended]
-        if self._read is None or not ended:
-            return
-        rows = [self.rows[i] for i in ended]
-        tokens = [(*row.request.prompt, *row.token_ids[:-1]) for row in rows]  # the last one was not read
-        read = self._read.copy(torch.tensor(ended, device=self.device))
-        prefix_cache.store(tokens, read.cache, read.is_token)
 
     def clear(self) -> None:
         self.rows, self._read = [], None
@@ -155,6 +141,13 @@ class RunningRows:
         self._unread = self._choose(logits)
         chosen = zip(self.rows, self._unread.tolist(), logp_of(logits, self._unread).tolist(), strict=True)
         return [(row, token_id, logp) for row, token_id, logp in chosen if not row.has_ended]
+
+    def store(self, ended: Collection[Row], prefix_cache: PrefixCache) -> None:
+        """Leave what these rows have read, all but their last tokens, for whoever goes on from there."""
+        assert self._read is not None
+        places = [i for i, row in enumerate(self.rows) if row in ended]
+        tokens = [(*self.rows[i].request.prompt, *self.rows[i].token_ids[:-1]) for i in places]
+        prefix_cache.store(tokens, self._read, places)
 
     def _choose(self, logits: Tensor) -> Tensor:
         """[R] int64; rows that are sampled by one rule are chosen together."""

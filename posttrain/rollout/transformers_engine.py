@@ -19,6 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.models.cached_rows import CachedRows, read_prompts
+from posttrain.models.policy import require_plain_logits
+from posttrain.models.prefix_cache import PrefixCache
 from posttrain.rollout.choose import choose_tokens, logp_of, uniform_stream
 from posttrain.rollout.stop_strings import StopStrings, StopVocabulary
 from posttrain.sampling import Sample, SamplingParams, prompt_streams
@@ -84,6 +86,10 @@ class TransformersEngine:
     `batch_size` rows are decoded at a time and change speed and memory only: up to the last bits of the logits, a
     sample does not depend on it. The end-of-sequence tokens are those of the model's generation config and of the
     tokenizer. The model is put in evaluation mode while it samples and handed back as it was.
+
+    With a `prefix_cache` on the model's trunk a prompt costs only what no earlier prompt or sample began with, and
+    samples are the same up to the last bits of the logits: for searches, whose prompts are their own samples. Its
+    owner clears it when the weights change. Raises ValueError for a cache on another trunk.
     """
 
     def __init__(
@@ -93,12 +99,15 @@ class TransformersEngine:
         *,
         batch_size: int,
         device: torch.device | str,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, needs at least 1")
+        require_cache_of(model, prefix_cache)
         self.model = model.to(device)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.prefix_cache = prefix_cache
         self.device = torch.device(device)
         self.eos_ids = eos_token_ids(model, tokenizer)
         self._eos = torch.tensor(sorted(self.eos_ids), dtype=torch.int64, device=self.device)
@@ -156,8 +165,10 @@ class TransformersEngine:
                 break
             if is_worth_compacting(n_live, len(running.row)):
                 token_ids = token_ids[running.is_live]
+                self._store_finished(running, output, batch, prompts)
                 running.drop_finished()
             running.read.append(token_ids)
+        self._store_finished(running, output, batch, prompts)
         return output.samples()
 
     def _empty_output(self, batch: Sequence[_Request], n_steps: int) -> _Output:
@@ -174,7 +185,7 @@ class TransformersEngine:
         """Each prompt of the batch once, then a copy of its cache for each of its samples."""
         distinct = list(dict.fromkeys(request.prompt for request in batch))
         place = {prompt: i for i, prompt in enumerate(distinct)}
-        read = read_prompts(self.model, [prompts[prompt] for prompt in distinct])
+        read = read_from(self.prefix_cache, self.model, [prompts[prompt] for prompt in distinct])
         if len(batch) != len(distinct):
             read.select(torch.tensor([place[request.prompt] for request in batch], device=self.device))
         return _Running(
@@ -197,6 +208,35 @@ class TransformersEngine:
         output.is_stopped[ended] = True
         output.n_new[ended] = step + 1
         running.is_live &= output.n_new[running.row] > step + 1
+
+    def _store_finished(
+        self, running: _Running, output: _Output, batch: Sequence[_Request], prompts: Sequence[Sequence[int]]
+    ) -> None:
+        """Give the prefix cache what the finished rows have read: all but their last tokens."""
+        if self.prefix_cache is None:
+            return
+        places = (~running.is_live).nonzero().squeeze(-1)
+        sampled = {
+            row: output.token_ids[row, : output.n_new[row] - 1].tolist() for row in running.row[places].tolist()
+        }
+        rows = [(*prompts[batch[row].prompt], *token_ids) for row, token_ids in sampled.items()]
+        self.prefix_cache.store(rows, running.read, places.tolist())
+
+
+def require_cache_of(model: PreTrainedModel, prefix_cache: PrefixCache | None) -> None:
+    """Raises ValueError unless there is no prefix cache or the model can go on from what it has read."""
+    if prefix_cache is None:
+        return
+    if prefix_cache.trunk is not model.base_model:
+        raise ValueError("the prefix cache reads with another trunk: make it of this policy's base_model")
+    require_plain_logits(model.config)
+
+
+def read_from(
+    prefix_cache: PrefixCache | None, model: PreTrainedModel, prompts: Sequence[Sequence[int]]
+) -> CachedRows:
+    """One row per prompt, none of them empty; with a prefix cache only what it does not know is read."""
+    return read_prompts(model, prompts) if prefix_cache is None else prefix_cache.read(prompts).by(model)
 
 
 def is_worth_compacting(n_live: int, n_rows: int) -> bool:

@@ -88,4 +88,5 @@ class SharedTrunkScorer(_PrefixScorer):
                 "trained with roles shared_trunk and the policy saved beside it, loaded in one dtype; otherwise take "
                 "CachedScorer"
             )
+        prefix_cache.trunk.eval()
         super().__init__(value_model.score, prefix_cache, batch_size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -66,8 +67,9 @@ class ValueQueue:
         return self._put(self._every, [sequence])
 
     def forget(self, sequences: Sequence[Sequence[int]]) -> None:
-        """A hint that nothing will go on from these."""
-        self._dropped.put(sequences)
+        """A hint that nothing will go on from these; once the thread is closed there is nothing left to free."""
+        with suppress(RuntimeError):
+            self._dropped.put(sequences)
 
     def take_turn(self) -> bool:
         for sequences in self._dropped.take():

@@ -8,6 +8,7 @@ from concurrent.futures import wait
 import pytest
 from transformers import MambaConfig, MambaForCausalLM
 
+from posttrain.models.cached_rows import CachedRows
 from posttrain.models.prefix_cache import PrefixCache
 from posttrain.rollout.continuous_engine import ContinuousEngine
 from posttrain.rollout.transformers_engine import TransformersEngine
@@ -141,6 +142,22 @@ def test_error_of_a_prefill_fails_its_own_requests_only(model, by_hand):
     run_out(by_hand)
     assert isinstance(newcomer.exception(), MemoryError)
     assert len(running.result()[0].token_ids) == 5
+
+
+def test_error_of_joining_fails_the_rows_of_both_sides_and_those_that_join_later_go_on(by_hand, monkeypatch):
+    def no_room(self, other) -> None:
+        raise MemoryError("no memory for this cache")
+
+    running = by_hand.submit([3], budget(5), n=1, stream=0)
+    by_hand.take_turn()
+    # Too unlike in length to be read together, so the short one joins first.
+    short, long = by_hand.submit([4], budget(5), n=1, stream=1), by_hand.submit([5] * 100, budget(5), n=2, stream=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(CachedRows, "join", no_room)
+        by_hand.take_turn()
+    run_out(by_hand)
+    assert [type(future.exception()) for future in (running, short)] == [MemoryError] * 2
+    assert [len(sample.token_ids) for sample in long.result()] == [5, 5]
 
 
 def test_error_of_a_listener_fails_its_own_request_only(by_hand):

@@ -125,6 +125,21 @@ def test_cancelled_task_frees_its_rows_before_their_next_token(folders):
     asyncio.run(go())
 
 
+def test_value_is_there_while_a_long_sample_is_under_way(folders):
+    hand = ByHand(folders)
+    long = SamplingParams(max_new_tokens=40, temperature=1.0, seed=0)
+
+    async def go() -> None:
+        sampling = asyncio.create_task(hand.backend.sample([4], long, n=2, stream=0))
+        await hand.turns_until(lambda: hand.backend.stats().n_running == 2)
+        scoring = asyncio.create_task(hand.backend.score([[4, 5]]))
+        await hand.turns_until(scoring.done)
+        assert hand.backend.stats().n_generated_tokens <= 2 * 3  # a turn that scored, and one to hear of it
+        await hand.turns_until(sampling.done)
+
+    asyncio.run(go())
+
+
 @pytest.fixture
 def backend(folders) -> Iterator[TransformersBackend]:
     backend = load(folders)
@@ -194,7 +209,6 @@ def test_head_on_the_policys_trunk_reads_nothing_but_the_last_token_of_what_was_
 
     async def go() -> None:
         samples = await backend.sample([4, 9, 2], STEP, n=3, stream=0)
-        await backend.sample([4], STEP, n=1, stream=1)  # by then the rows of the first have been stored
         n_before = backend.stats().n_value_tokens_read
         await backend.score([[4, 9, 2, *sample.token_ids] for sample in samples])
         assert backend.stats().n_value_tokens_read - n_before == len({sample.token_ids for sample in samples})

@@ -105,3 +105,4 @@ def test_close_cancels_what_waits_and_refuses_more(queue):
         waiting.result()
     with pytest.raises(RuntimeError, match="closed"):
         queue.score([[1]])
+    queue.forget([[1]])  # a search says it as it is cancelled, which close() does
