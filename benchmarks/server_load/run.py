@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.server_load.run --out benchmarks/server_load/results/cpu.json
 
 writes the result and, beside it, a Markdown table of it. `posttrain serve` runs as its own process with room for ROWS
-sequences; requests are plain chat completions of N_NEW tokens. First half of the room is kept busy (unloaded), then all
-of it (capacity, whose answers per second are the yardstick), then requests come at random moments, at four times that
-rate on average, whatever becomes of the earlier ones (overload). Nobody asks again.
+sequences; requests are plain chat completions of N_NEW tokens. First half of the room is kept busy (unloaded), then
+all of it (capacity, whose answers per second are the yardstick), then requests come at random moments, at four times
+that rate on average, whatever becomes of the earlier ones (overload). Nobody asks again.
 """
 
 from __future__ import annotations

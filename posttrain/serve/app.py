@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
+from fastapi.security import HTTPBearer
 from starlette.middleware import Middleware
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -16,7 +17,7 @@ from posttrain.serve.completion_routes import completion_routes
 from posttrain.serve.edge import Observed, WholeBody
 from posttrain.serve.errors import install_error_replies
 from posttrain.serve.service import Service
-from posttrain.serve.status_routes import status_routes
+from posttrain.serve.status_routes import health_route, status_routes
 from posttrain.serve.value_routes import value_routes
 
 PAGE = Path(__file__).parent / "page"
@@ -37,9 +38,12 @@ def create_app(service: Service, *, keys: Sequence[str]) -> FastAPI:
         ],
     )
     install_error_replies(app)
-    app.include_router(completion_routes(service))
-    app.include_router(value_routes(service))
-    app.include_router(status_routes(service))
+    # For the OpenAPI document: the Gate has looked at the key before.
+    key = [Security(HTTPBearer(auto_error=False, description="not asked for where the server has no keys"))]
+    app.include_router(completion_routes(service), dependencies=key)
+    app.include_router(value_routes(service), dependencies=key)
+    app.include_router(status_routes(service), dependencies=key)
+    app.include_router(health_route())
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

@@ -92,8 +92,8 @@ class Desk:
             raise _refused("n", f"is {asked}; at most {self.limits.n} choices are drawn in one request")
         if body.stream_options is not None and not body.stream:
             raise _refused("stream_options", "goes with stream: true")
-        searches = body.search is not None and body.search.algorithm != "none"
-        seed = body.search.seed if body.search is not None and body.search.seed is not None else body.seed
+        wanted = None if body.search is None or body.search.algorithm == "none" else body.search
+        seed = body.seed if wanted is None or wanted.seed is None else wanted.seed
         sampling = SamplingParams(
             max_new_tokens=max_tokens,
             temperature=1.0 if body.temperature is None else body.temperature,
@@ -101,18 +101,15 @@ class Desk:
             seed=secrets.randbits(63) if seed is None else seed,
             stop=tuple([body.stop] if isinstance(body.stop, str) else body.stop or ()),
         )
-        search = None
-        if searches and body.search is not None:
-            if n * len(prompts) > 1:
-                raise _refused("n", "with a search there is one prompt and one answer; best_of_n has search.n")
-            if has_logprobs:
-                raise _refused("logprobs", "is of plain samples; the nodes of search.return_tree have logp")
-            search = self._search(body.search, prompts[0], sampling)
+        if wanted is not None and n * len(prompts) > 1:
+            raise _refused("n", "with a search there is one prompt and one answer; best_of_n has search.n")
+        if wanted is not None and has_logprobs:
+            raise _refused("logprobs", "is of plain samples; the nodes of search.return_tree have logp")
         return Ask(
             prompts=prompts,
             sampling=sampling,
             n=n,
-            search=search,
+            search=wanted and self._search(wanted, prompts[0], sampling),
             is_streamed=bool(body.stream),
             has_usage_chunk=body.stream_options is not None and body.stream_options.include_usage,
             has_logprobs=has_logprobs,
@@ -127,7 +124,8 @@ class Desk:
             answer_of = None if body.answer is None else _answer_reader(self.backend.tokenizer, body.answer)
             start(spec, prompt, sampling, 0, answer_of).close()
         except SearchSpecError as error:
-            raise ApiError(422, f"search.{error}", code="invalid_value", param=f"search.{error.field}") from error
+            where = "" if error.field in ("temperature", "stop") else "search."  # those stand beside the search
+            raise ApiError(422, f"{where}{error}", code="invalid_value", param=where + error.field) from error
         if spec.needs_values and self.backend.value_name is None:
             raise _refused(
                 "search",

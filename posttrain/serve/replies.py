@@ -58,25 +58,6 @@ class SearchResult(BaseModel):
     tree: Tree | None = None
 
 
-class BestSoFar(BaseModel):
-    index: int
-    text: str
-    value: float | None
-
-
-class SearchStep(BaseModel):
-    """`event: step` of a stream; besides these it has the fields of a chunk with an empty delta."""
-
-    object: Literal["search.step"]
-    id: str
-    step: int
-    nodes: list[TreeNode] = Field(description="new ones, and those that changed since the last event")
-    kept: list[int]
-    best: BestSoFar | None
-    usage: Usage
-    elapsed_ms: int
-
-
 class Reply(BaseModel):
     id: str
     created: int

@@ -12,13 +12,19 @@ from posttrain.serve.replies import ModelList, Status, Versions, errors
 from posttrain.serve.service import Service
 
 
-def status_routes(service: Service) -> APIRouter:
+def health_route() -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/health", responses={200: {"model": Status}})
     async def health() -> Response:
         """The process answers; asks for no key."""
         return JsonReply({"status": "ok"})
+
+    return routes
+
+
+def status_routes(service: Service) -> APIRouter:
+    routes = APIRouter()
 
     @routes.get(
         "/ready",
