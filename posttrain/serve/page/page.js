@@ -1,0 +1,318 @@
+// The page: reads the form, follows the stream, and shows what comes.
+
+import { Answer } from "./answer.js";
+import { STATE_WORDS, TreeDrawing, shortened } from "./drawing.js";
+import { SEARCHES_BY_STEP, body, curl, fillForm, fragment, greedyBody, readForm, route, stateOfFragment, subject } from "./request.js";
+import { Scale, number } from "./scale.js";
+import { RequestError, events, fetchJson } from "./stream.js";
+import { startTheme } from "./theme.js";
+import { SearchTree } from "./tree.js";
+
+const ALGORITHMS = {
+  beam: "After each step the partial answers of highest value are kept and the rest are dropped.",
+  dvts: "Independent trees, each of which goes on from its own best step.",
+  best_of_n: "Whole answers; the one of highest value is chosen.",
+  weighted_majority: "Whole answers; each votes for its result with its value.",
+  majority: "Whole answers; the result that most of them reach is chosen.",
+  none: "One answer, sampled from the policy alone.",
+};
+const USAGE = {
+  prompt_tokens: "Prompt tokens",
+  completion_tokens: "Tokens of the answer",
+  generated_tokens: "Generated tokens",
+  value_calls: "Prefixes valued",
+  value_tokens: "Value tokens read",
+  value_tokens_cached: "Value tokens cached",
+  search_steps: "Search steps",
+  pruned: "Pruned",
+};
+
+const $ = (id) => document.getElementById(id);
+const form = $("form");
+const drawing = new TreeDrawing($("frame"), showDetails);
+const chosen = answerIn($("chosen"));
+const greedy = answerIn($("greedy-answer"));
+let models = null;
+let running = null; // the AbortController of the run
+let tree = null;
+
+function answerIn(article) {
+  article.append($("answer-parts").content.cloneNode(true));
+  return new Answer(article);
+}
+
+// ---- one run
+
+async function run() {
+  if (running || !isValid()) return;
+  const state = readForm(form);
+  const connection = { key: form.elements.key.value, signal: (running = new AbortController()).signal };
+  history.replaceState(null, "", fragment(state));
+  begin(state);
+  try {
+    models ??= await loadModels(connection);
+    await search(state, connection);
+    await finish(state, connection);
+  } catch (error) {
+    if (error.name === "AbortError") say("Stopped. What came so far is shown.");
+    else if (error instanceof RequestError) showError(error);
+    else throw error;
+  } finally {
+    running = null;
+    $("run").disabled = false;
+    $("stop-run").disabled = true;
+  }
+}
+
+function begin(state) {
+  hideError();
+  $("run").disabled = true;
+  $("stop-run").disabled = false;
+  tree = new SearchTree(state.prompt);
+  const hasTree = state.algorithm !== "none";
+  for (const id of ["board", "zoom"]) $(id).hidden = !hasTree;
+  $("answers").hidden = $("greedy-answer").hidden = $("after").hidden = true;
+  chosen.begin(hasTree ? form.elements.algorithm.selectedOptions[0].text : "Sampled");
+  if (hasTree) {
+    drawing.begin(tree);
+    redraw();
+    showDetails(tree.root);
+  }
+  say("Sent. Waiting for the first step.");
+}
+
+async function search(state, connection) {
+  const request = body(state, models.policy);
+  $("curl").textContent = curl(new URL(route(state), document.baseURI).href, request);
+  let usage = {};
+  let reason = "";
+  for await (const { event, data } of events(route(state), { ...connection, body: request })) {
+    if (event === "step") takeStep(data);
+    else if (event === "result") tree.winner = data.winner;
+    else takeText(chosen, data);
+    usage = { ...usage, ...data.usage };
+    reason = data.finish_reason ?? data.choices?.[0]?.finish_reason ?? reason;
+    if (event === "result") redraw();
+  }
+  showUsage(usage);
+  $("after").hidden = false;
+  say(tree.winner === null ? `Finished${because(reason)}.` : `Finished${because(reason)}: ${described(tree.nodes.get(tree.winner))} is chosen.`);
+  const winner = tree.nodes.get(tree.winner);
+  if (winner) {
+    drawing.isFollowing = false;
+    drawing.reveal(winner.index);
+    showDetails(winner);
+  }
+}
+
+async function finish(state, connection) {
+  await showValues(chosen, state, connection);
+  if (!state.greedy || state.algorithm === "none" && state.temperature === 0) return;
+  $("greedy-answer").hidden = false;
+  greedy.begin("Greedy");
+  for await (const { data } of events(route(state), { ...connection, body: greedyBody(state, models.policy) })) {
+    takeText(greedy, data);
+  }
+  await showValues(greedy, state, connection);
+}
+
+function takeStep(step) {
+  tree.apply(step.nodes);
+  redraw();
+  const all = [...tree.nodes.values()].filter((node) => node.depth === step.step);
+  const best = step.best ? ` Best so far: value ${drawing.scale.format(step.best.value)}, “${shortened(step.best.text, 60)}”.` : "";
+  say(`Step ${step.step}: ${counted(all.length, "candidate")}, ${step.kept.length} kept.${best}`);
+}
+
+function takeText(answer, data) {
+  const text = data.choices?.[0]?.delta?.content ?? data.choices?.[0]?.text ?? "";
+  $("answers").hidden = false;
+  if (text) answer.append(text);
+}
+
+function redraw() {
+  const scale = new Scale(tree.values());
+  drawing.draw(scale);
+  $("scale-low").textContent = scale.format(scale.low);
+  $("scale-high").textContent = scale.format(scale.high);
+  $("scale").hidden = tree.values().length === 0;
+}
+
+async function showValues(answer, state, connection) {
+  if (!models.value) return answer.summarise("No value model is loaded.");
+  const input = { ...subject(state), completion: answer.text };
+  const { data } = await fetchJson("v1/values", { ...connection, body: { input, position: "all" } });
+  const tokens = completionTokens(data[0]);
+  if (tokens.length === 0) return answer.summarise("The answer is empty.");
+  answer.showValues(tokens);
+  const shown = [chosen, greedy].flatMap((one) => one.tokens ?? []).map((token) => token.value);
+  const scale = new Scale([...tree.values(), ...shown]);
+  for (const one of [chosen, greedy]) one.draw(scale);
+  answer.summarise(`V at its end: ${scale.format(tokens.at(-1).value)}, after ${counted(tokens.length, "token")}`);
+}
+
+function completionTokens({ texts, values, n_prompt_tokens }) {
+  return texts.map((text, i) => ({ text, value: values[i] })).slice(n_prompt_tokens);
+}
+
+async function loadModels(connection) {
+  const { data } = await fetchJson("v1/models", connection);
+  const [policy, value] = ["policy", "value"].map((role) => data.find((model) => model.role === role)?.id ?? null);
+  const room = Math.min(...data.map((model) => model.max_model_len));
+  const { max_tokens } = form.elements;
+  if (max_tokens.value === max_tokens.defaultValue && 2 * max_tokens.value > room) max_tokens.value = Math.floor(room / 2);
+  $("models").textContent = value ? `policy ${policy}, value ${value}` : `policy ${policy}, no value model`;
+  return { policy, value };
+}
+
+// ---- words
+
+function say(words) {
+  $("status").textContent = words;
+}
+
+function counted(n, noun) {
+  return `${n} ${noun}${n === 1 ? "" : "s"}`;
+}
+
+function because(reason) {
+  const reasons = { length: ", out of tokens", budget: ", out of budget" };
+  return reasons[reason] ?? "";
+}
+
+function described(node) {
+  if (!node) return "the answer";
+  const value = node.value === null ? "" : ` with value ${drawing.scale.format(node.value)}`;
+  return `an answer of ${counted(node.depth, "step")}${value}`;
+}
+
+function showDetails(node) {
+  if (!node) return;
+  $("details-title").textContent = node.index === 0 ? "The prompt" : `Step ${node.depth}`;
+  const numbers =
+    node.index === 0
+      ? []
+      : [
+          ["State", node.index === tree.winner ? "chosen answer" : STATE_WORDS[node.state]],
+          ["Value", number(node.value, 4)],
+          ["Score", number(node.score, 4)],
+          ["log π", number(node.logp, 3)],
+          ["Samples", node.n_merged],
+        ];
+  $("details-numbers").replaceChildren(...numbers.flatMap(pair));
+  $("details-text").textContent = node.text;
+  $("details-path").textContent = tree.textUpTo(node.index);
+}
+
+function showUsage(usage) {
+  const known = Object.entries(USAGE).filter(([name]) => name in usage);
+  const groups = known.map(([name, words]) => {
+    const group = document.createElement("div");
+    group.append(...pair([words, usage[name].toLocaleString("en")]));
+    return group;
+  });
+  $("usage").replaceChildren(...groups);
+}
+
+function pair([name, what]) {
+  const [term, description] = [document.createElement("dt"), document.createElement("dd")];
+  term.textContent = name;
+  description.textContent = what;
+  return [term, description];
+}
+
+// ---- errors
+
+let countdown = null;
+
+function showError(error) {
+  $("error").hidden = false;
+  $("error-text").textContent = error.message;
+  say("Not finished.");
+  $("board").hidden = $("zoom").hidden = tree.nodes.size === 1;
+  const field = form.elements[error.field];
+  if (field) {
+    field.setAttribute("aria-invalid", "true");
+    field.setAttribute("aria-errormessage", "error-text");
+    field.focus();
+  }
+  $("retry").hidden = error.retryAfter === null;
+  if (error.retryAfter !== null) wait(error.retryAfter);
+}
+
+function wait(seconds) {
+  $("retry").disabled = seconds > 0;
+  $("retry").textContent = seconds > 0 ? `Run again in ${seconds} s` : "Run again";
+  if (seconds > 0) countdown = setTimeout(() => wait(seconds - 1), 1000);
+}
+
+function hideError() {
+  clearTimeout(countdown);
+  $("error").hidden = true;
+  for (const field of form.elements) {
+    field.removeAttribute("aria-invalid");
+    field.removeAttribute("aria-errormessage");
+  }
+}
+
+// ---- the form
+
+function fitForm() {
+  const { value } = form.elements.algorithm;
+  for (const part of form.querySelectorAll("[data-for]")) {
+    part.hidden = !part.dataset.for.split(" ").includes(value);
+    for (const field of part.querySelectorAll("input, select")) field.disabled = part.hidden;
+  }
+  $("width-label").textContent = SEARCHES_BY_STEP.includes(value) ? "Width" : "Answers";
+  $("algorithm-help").textContent = ALGORITHMS[value];
+}
+
+function isValid() {
+  return form.reportValidity();
+}
+
+async function copy(text, button, source) {
+  const before = button.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren(source);
+    button.textContent = "Selected: press Ctrl+C";
+  }
+  setTimeout(() => (button.textContent = before), 2000);
+}
+
+function start() {
+  startTheme($("theme"));
+  form.elements.key.value = sessionStorage.getItem("key") ?? "";
+  fillForm(form, stateOfFragment(location.hash));
+  fitForm();
+  form.elements.key.addEventListener("input", (event) => sessionStorage.setItem("key", event.target.value));
+  form.elements.algorithm.addEventListener("change", fitForm);
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    run();
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
+    if (event.key === "Escape") running?.abort();
+  });
+  $("stop-run").addEventListener("click", () => running?.abort());
+  $("retry").addEventListener("click", run);
+  $("zoom-in").addEventListener("click", () => drawing.zoomBy(1));
+  $("zoom-out").addEventListener("click", () => drawing.zoomBy(-1));
+  $("zoom-fit").addEventListener("click", () => drawing.fit());
+  $("copy-curl").addEventListener("click", (event) => copy($("curl").textContent, event.target, $("curl")));
+  $("copy-link").addEventListener("click", (event) => copy(location.href, event.target, $("curl")));
+  addEventListener("hashchange", () => {
+    fillForm(form, stateOfFragment(location.hash));
+    fitForm();
+  });
+  loadModels({ key: form.elements.key.value }).then(
+    (loaded) => (models = loaded),
+    () => {}, // without a key, say: a run asks again and says what is wrong
+  );
+}
+
+start();
