@@ -138,6 +138,12 @@ VERBS = (
         function="posttrain.alfworld.collect:collect_episodes",
     ),
     Verb(
+        "serve",
+        "Serve a policy and its value model over HTTP: OpenAI's API, value-guided search, values, a page.",
+        config="posttrain.serve.serve_config:ServeConfig",
+        function="posttrain.serve.run:serve",
+    ),
+    Verb(
         "report",
         "Write a run's tables and plots as one HTML page with PNG files.",
         config="posttrain.evaluation.report:ReportConfig",

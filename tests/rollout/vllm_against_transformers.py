@@ -1,6 +1,6 @@
 """Run by test_vllm_engine in a process of its own: one model folder through both engines, the results as JSON.
 
-Usage: python vllm_against_transformers.py MODEL_FOLDER OUTPUT_JSON DTYPE
+Usage: python -m tests.rollout.vllm_against_transformers OUTPUT_JSON MODEL_FOLDER DTYPE
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def dense_log_pi(model, prompt: list[int], token_ids: list[int]) -> list[list[fl
     return torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1].tolist()
 
 
-def main(folder: str, output: str, dtype: str) -> None:
+def main(output: str, folder: str, dtype: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompts = [tokenizer(text).input_ids for text in PROMPTS]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))

