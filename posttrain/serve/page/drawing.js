@@ -140,7 +140,7 @@ export class TreeDrawing {
   }
 
   select(index) {
-    if (index === null || index === this.selected) return;
+    if (index === null) return;
     const before = this.items.get(this.selected);
     if (before) setAttributes(before, { tabindex: -1, "aria-selected": false });
     this.selected = index;

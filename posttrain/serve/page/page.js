@@ -21,7 +21,7 @@ const USAGE = {
   completion_tokens: "Tokens of the answer",
   generated_tokens: "Generated tokens",
   value_calls: "Prefixes valued",
-  value_tokens: "Value tokens read",
+  value_tokens: "Value tokens",
   value_tokens_cached: "Value tokens cached",
   search_steps: "Search steps",
   pruned: "Pruned",
@@ -100,8 +100,8 @@ async function search(state, connection) {
   const winner = tree.nodes.get(tree.winner);
   if (winner) {
     drawing.isFollowing = false;
+    drawing.select(winner.index);
     drawing.reveal(winner.index);
-    showDetails(winner);
   }
 }
 
@@ -140,9 +140,13 @@ function redraw() {
 
 async function showValues(answer, state, connection) {
   if (!models.value) return answer.summarise("No value model is loaded.");
-  const input = { ...subject(state), completion: answer.text };
-  const { data } = await fetchJson("v1/values", { ...connection, body: { input, position: "all" } });
-  const tokens = completionTokens(data[0]);
+  let tokens;
+  try {
+    tokens = await tokensWithValues({ ...subject(state), completion: answer.text }, connection);
+  } catch (error) {
+    if (!(error instanceof RequestError)) throw error;
+    return answer.summarise(`Its values could not be read. ${error.message}`);
+  }
   if (tokens.length === 0) return answer.summarise("The answer is empty.");
   answer.showValues(tokens);
   const shown = [chosen, greedy].flatMap((one) => one.tokens ?? []).map((token) => token.value);
@@ -151,7 +155,10 @@ async function showValues(answer, state, connection) {
   answer.summarise(`V at its end: ${scale.format(tokens.at(-1).value)}, after ${counted(tokens.length, "token")}`);
 }
 
-function completionTokens({ texts, values, n_prompt_tokens }) {
+// Of the answer alone: the prompt is scored with it, and left out here.
+async function tokensWithValues(input, connection) {
+  const { data } = await fetchJson("v1/values", { ...connection, body: { input, position: "all" } });
+  const { texts, values, n_prompt_tokens } = data[0];
   return texts.map((text, i) => ({ text, value: values[i] })).slice(n_prompt_tokens);
 }
 
@@ -197,7 +204,7 @@ function showDetails(node) {
           ["Value", number(node.value, 4)],
           ["Score", number(node.score, 4)],
           ["log π", number(node.logp, 3)],
-          ["Samples", node.n_merged],
+          ["Same samples", node.n_merged],
         ];
   $("details-numbers").replaceChildren(...numbers.flatMap(pair));
   $("details-text").textContent = node.text;
