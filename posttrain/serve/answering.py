@@ -181,7 +181,7 @@ class _Searching:
             for node in tree.path(winner):
                 self._emit(Delta(0, view.own_text(node)))
         if self._search.returns_tree and self._emit is None:
-            result["tree"] = {"prompt_tokens": len(tree.prompt), "nodes": view.whole()}
+            result["tree"] = {"prompt_token_ids": list(tree.prompt), "nodes": view.whole()}
         return Answer([choice], result["usage"], result, self._run.step_s)
 
     def _show(self, tree: SearchTree) -> None:

@@ -58,6 +58,7 @@ class Desk:
         self.prompts = Prompts(backend.tokenizer, n_positions=backend.n_positions)
 
     async def of_chat(self, body: ChatRequest) -> Ask:
+        self.require_model(body.model, self.backend.policy_name)
         if body.max_tokens is not None and body.max_completion_tokens is not None:
             raise _refused("max_tokens", "is the old name of max_completion_tokens: give one of them")
         prompt = await self.prompts.of_chat(body.messages)
@@ -66,6 +67,7 @@ class Desk:
         return self._ask(body, (prompt,), room, has_logprobs=bool(body.logprobs))
 
     async def of_completion(self, body: CompletionRequest) -> Ask:
+        self.require_model(body.model, self.backend.policy_name)
         prompts = await self.prompts.of_completion(body)
         max_tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
         room = max(self.prompts.require_room(prompt, max_tokens, param="prompt") for prompt in prompts)
@@ -76,7 +78,7 @@ class Desk:
             known = [known for known in (self.backend.policy_name, self.backend.value_name) if known is not None]
             raise ApiError(
                 404,
-                f"model: {name!r} does not do this here; the server has {', '.join(known)} (see /v1/models)",
+                f"model: {name!r} cannot be asked for this; the server has {', '.join(known)} (see /v1/models)",
                 code="model_not_found",
                 param="model",
             )
@@ -84,7 +86,6 @@ class Desk:
     def _ask(
         self, body: SamplingRequest, prompts: tuple[tuple[int, ...], ...], max_tokens: int, *, has_logprobs: bool
     ) -> Ask:
-        self.require_model(body.model, self.backend.policy_name)
         n = body.n or 1
         if n * len(prompts) > self.limits.n:
             asked = f"{n}" if len(prompts) == 1 else f"{n} for each of {len(prompts)} prompts"
@@ -102,7 +103,7 @@ class Desk:
         )
         search = None
         if searches and body.search is not None:
-            if n > 1 or len(prompts) > 1:
+            if n * len(prompts) > 1:
                 raise _refused("n", "with a search there is one prompt and one answer; best_of_n has search.n")
             if has_logprobs:
                 raise _refused("logprobs", "is of plain samples; the nodes of search.return_tree have logp")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from starlette.responses import Response
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}  # of the rest: by the first digit
 MAX_SHOWN_PROBLEMS = 5
+_NAME = re.compile(r"[a-z_]+|\d+")
+_TYPE_NAMES = frozenset({"str", "int", "float", "bool"})
 
 
 class ErrorBody(BaseModel):
@@ -89,9 +92,9 @@ def install_error_replies(app: FastAPI) -> None:
 
 def _of_problems(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     """One error for all that is wrong with a body."""
-    said = [_said(problem) for problem in problems[:MAX_SHOWN_PROBLEMS]]
-    if len(problems) > MAX_SHOWN_PROBLEMS:
-        said.append(f"and {len(problems) - MAX_SHOWN_PROBLEMS} more")
+    said = list(dict.fromkeys(map(_said, problems)))
+    if len(said) > MAX_SHOWN_PROBLEMS:
+        said[MAX_SHOWN_PROBLEMS:] = [f"and {len(said) - MAX_SHOWN_PROBLEMS} more"]
     first = problems[0]
     code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
     return ApiError(422, "; ".join(said), code=code, param=_field(first) or None)
@@ -101,10 +104,12 @@ def _said(problem: Mapping[str, Any]) -> str:
     field = _field(problem) or "body"
     if problem["type"] == "extra_forbidden":
         return f"{field}: this server has no such parameter; leave it out"
-    return f"{field}: {problem['msg']}"
+    return f"{field}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _field(problem: Mapping[str, Any]) -> str:
-    """`search.step.stop` for a problem's place in the body."""
+    """`search.step.stop` for a problem's place in the body; what pydantic says of types there is left out."""
+    if problem["type"] == "json_invalid":
+        return ""
     place = [str(part) for part in problem["loc"] if part != "body"]
-    return ".".join(place) if problem["type"] != "json_invalid" else ""
+    return ".".join(part for part in place if _NAME.fullmatch(part) and part not in _TYPE_NAMES)

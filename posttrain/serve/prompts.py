@@ -53,12 +53,11 @@ class Prompts:
         """With the tokenizer's own BOS."""
         return await _on_thread(lambda: tuple(encode_prompt(text, self.tokenizer)))
 
-    async def of_continued_text(self, prompt: str, completion: str) -> tuple[int, ...]:
-        """Prompt and completion tokenised apart and joined, as training rows are."""
-        completed = await _on_thread(
+    async def of_continuation(self, completion: str) -> tuple[int, ...]:
+        """Without BOS: prompt and completion are tokenised apart and joined, as training rows are."""
+        return await _on_thread(
             lambda: tuple(self.tokenizer(completion, add_special_tokens=False)["input_ids"]) if completion else ()
         )
-        return await self.of_text(prompt) + completed
 
     def of_ids(self, token_ids: Sequence[int], *, param: str) -> tuple[int, ...]:
         n_vocabulary = len(self.tokenizer)

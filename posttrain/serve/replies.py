@@ -34,9 +34,13 @@ class TreeNode(BaseModel):
     state: Literal["open", "pruned", "answer", "cut"]
 
 
+class WholeTreeNode(TreeNode):
+    token_ids: list[int] = Field(description="as sampled; the text tokenised again may be other tokens")
+
+
 class Tree(BaseModel):
-    prompt_tokens: int
-    nodes: list[TreeNode]
+    prompt_token_ids: list[int]
+    nodes: list[WholeTreeNode]
 
 
 class SearchResult(BaseModel):
@@ -115,7 +119,9 @@ class ValueRow(BaseModel):
     object: Literal["value"]
     index: int
     token_ids: list[int]
+    n_prompt_tokens: int = Field(description="how many of them are the prompt's; all of them for token_ids")
     positions: list[int] = Field(description="indexes into token_ids: V is of the prefix up to and including it")
+    texts: list[str] = Field(description="the text from one position to the next, special tokens left out")
     values: list[float]
 
 

@@ -152,6 +152,7 @@ class CompletionRequest(SamplingRequest):
 
 class ConversationInput(Body):
     messages: Messages
+    completion: Text | None = Field(default=None, description="the assistant's turn that follows, whole or begun")
 
 
 class TextInput(Body):

@@ -20,11 +20,13 @@ class TreeView:
         self._texts: dict[int, str] = {0: ""}  # from the end of the prompt to the end of the node
 
     def whole(self) -> list[dict[str, Any]]:
-        return [self._node(node) for node in self._tree.nodes]
+        """Every node with its tokens, for who goes on with them: text tokenised again may be other tokens."""
+        return [{**self._node(node), "token_ids": list(node.token_ids)} for node in self._tree.nodes]
 
     def changes(self) -> list[dict[str, Any]]:
         """The nodes that are new or other than at the last call."""
-        changed = [shown for shown in self.whole() if self._shown.get(shown["index"]) != shown]
+        nodes = map(self._node, self._tree.nodes)
+        changed = [shown for shown in nodes if self._shown.get(shown["index"]) != shown]
         self._shown |= {shown["index"]: shown for shown in changed}
         return changed
 

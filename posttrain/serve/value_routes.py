@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,10 +13,11 @@ from starlette.responses import Response
 from posttrain.data.steps import step_ends
 from posttrain.serve.errors import ApiError, JsonReply
 from posttrain.serve.replies import ValueReply, errors
-from posttrain.serve.requests import ConversationInput, TextInput, ValueInput, ValuesRequest
+from posttrain.serve.requests import ConversationInput, TokensInput, ValueInput, ValuesRequest
 from posttrain.serve.searching import together
 from posttrain.serve.service import Service
 from posttrain.serve.streaming import while_connected
+from posttrain.serve.text_stream import TextStream
 
 UNIT = "reward"  # of V: the expected reward from here on, in the unit of the rewards that the model was trained on
 
@@ -38,71 +40,91 @@ def value_routes(service: Service) -> APIRouter:
                 code="invalid_value",
                 param="input",
             )
-        sequences = [await _tokens(service, each) for each in inputs]
+        encoded = [await _encoded(service, each) for each in inputs]
 
         async def read() -> list[dict[str, Any]]:
             async with (
-                service.admission.turn(request.scope["caller"], len(sequences)),
+                service.admission.turn(request.scope["caller"], len(encoded)),
                 asyncio.timeout(service.limits.deadline_s),
             ):
-                return await _rows(service, body, sequences)
+                return await _rows(service, body, encoded)
 
         try:
             rows = await while_connected(request.receive, read())
         except TimeoutError:
             raise ApiError(504, "the deadline came first: send fewer inputs", code="deadline_exceeded") from None
-        n_tokens = sum(map(len, sequences))
+        n_tokens = sum(len(each.token_ids) for each in encoded)
         usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens, "value_tokens": n_tokens}
         return JsonReply({"object": "list", "model": name, "unit": UNIT, "data": rows, "usage": usage})
 
     return routes
 
 
-async def _tokens(service: Service, given: ValueInput) -> tuple[int, ...]:
+@dataclass(frozen=True, slots=True)
+class _Input:
+    token_ids: tuple[int, ...]
+    n_prompt: int  # tokens of the prompt
+
+
+async def _encoded(service: Service, given: ValueInput) -> _Input:
     prompts = service.desk.prompts
-    if isinstance(given, ConversationInput):
-        token_ids = await prompts.of_chat(given.messages)
-    elif isinstance(given, TextInput):
-        token_ids = await prompts.of_continued_text(given.prompt, given.completion)
+    completion: tuple[int, ...] = ()
+    if isinstance(given, TokensInput):
+        prompt = prompts.of_ids(given.token_ids, param="input")
     else:
-        token_ids = prompts.of_ids(given.token_ids, param="input")
-    if not 0 < len(token_ids) <= prompts.n_positions:
+        is_chat = isinstance(given, ConversationInput)
+        prompt = await (prompts.of_chat(given.messages) if is_chat else prompts.of_text(given.prompt))
+        completion = await prompts.of_continuation(given.completion or "")
+    n_tokens = len(prompt) + len(completion)
+    if not 0 < n_tokens <= prompts.n_positions:
         raise ApiError(
             422,
-            f"input: has {len(token_ids)} tokens, the model reads 1 to {prompts.n_positions}",
+            f"input: has {n_tokens} tokens, the model reads 1 to {prompts.n_positions}",
             code="context_length_exceeded",
             param="input",
         )
-    return token_ids
+    return _Input(prompt + completion, len(prompt))
 
 
-async def _rows(service: Service, body: ValuesRequest, sequences: Sequence[tuple[int, ...]]) -> list[dict[str, Any]]:
+async def _rows(service: Service, body: ValuesRequest, inputs: Sequence[_Input]) -> list[dict[str, Any]]:
     backend = service.backend
     if body.position == "last":
+        sequences = [each.token_ids for each in inputs]
         last = await backend.score(sequences)
         backend.forget(sequences)
-        return [
-            _row(i, ids, [len(ids) - 1], [value]) for i, (ids, value) in enumerate(zip(sequences, last, strict=True))
-        ]
-    everywhere = await together(backend.score_all(ids) for ids in sequences)
-    rows: list[dict[str, Any]] = []
-    for ids, at_all in zip(sequences, everywhere, strict=True):
-        positions = _step_positions(service, body, ids) if body.position == "step" else list(range(len(ids)))
-        rows.append(_row(len(rows), ids, positions, [at_all[position] for position in positions]))
-    return rows
+        at = [([len(ids) - 1], [value]) for ids, value in zip(sequences, last, strict=True)]
+    else:
+        everywhere = await together(backend.score_all(each.token_ids) for each in inputs)
+        at = []
+        for each, values in zip(inputs, everywhere, strict=True):
+            positions = _step_ends(service, body, each) if body.position == "step" else list(range(len(values)))
+            at.append((positions, [values[position] for position in positions]))
+    return [
+        {
+            "object": "value",
+            "index": i,
+            "token_ids": list(each.token_ids),
+            "n_prompt_tokens": each.n_prompt,
+            "positions": positions,
+            "texts": _texts(service, each.token_ids, positions),
+            "values": values,
+        }
+        for i, (each, (positions, values)) in enumerate(zip(inputs, at, strict=True))
+    ]
 
 
-def _step_positions(service: Service, body: ValuesRequest, token_ids: Sequence[int]) -> list[int]:
-    """The tokens that end a step, and the last one."""
-    is_start = step_ends(service.backend.tokenizer, tuple(body.step.stop)).starts(list(token_ids))
-    return [i - 1 for i, starts in enumerate(is_start) if starts and i > 0] + [len(token_ids) - 1]
+def _step_ends(service: Service, body: ValuesRequest, given: _Input) -> list[int]:
+    """The tokens that end a step of the completion, and the last token."""
+    completion = given.token_ids[given.n_prompt :]
+    is_start = step_ends(service.backend.tokenizer, tuple(body.step.stop)).starts(completion)
+    last = len(given.token_ids) - 1
+    return [given.n_prompt + i - 1 for i, starts in enumerate(is_start) if starts and i > 0] + [last]
 
 
-def _row(index: int, ids: Sequence[int], positions: Sequence[int], values: Sequence[float]) -> dict[str, Any]:
-    return {
-        "object": "value",
-        "index": index,
-        "token_ids": list(ids),
-        "positions": list(positions),
-        "values": list(values),
-    }
+def _texts(service: Service, token_ids: Sequence[int], positions: Sequence[int]) -> list[str]:
+    """What each position adds; joined they are the text up to the last one."""
+    stream = TextStream(service.backend.tokenizer, ())
+    pieces = [stream.push(token_id) for token_id in token_ids]
+    pieces[-1] += stream.end(None)
+    starts = [0, *(position + 1 for position in positions[:-1])]
+    return ["".join(pieces[start : position + 1]) for start, position in zip(starts, positions, strict=True)]
