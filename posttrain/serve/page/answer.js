@@ -14,8 +14,14 @@ export class Answer {
     });
   }
 
+  // What to ask the values of: without its EOS, after which V is 0.
+  get completion() {
+    return this.tokenIds?.length ? this.tokenIds : this.text;
+  }
+
   begin(title) {
     this.text = "";
+    this.tokenIds = null; // of a search's winner; other answers are known by their text alone
     this.tokens = null;
     this.part("title").textContent = title;
     this.part("text").replaceChildren();

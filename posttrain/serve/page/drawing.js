@@ -229,7 +229,8 @@ function fitText(shape, node, isBold) {
 
 // A step on one line of at most n characters, its line breaks shown.
 export function shortened(text, n) {
-  const line = text.trim().replace(/\s*\n\s*/g, " ⏎ ") || (text === "" ? "(end)" : "⏎");
+  const start = text.trimStart().slice(0, 8 * n); // a prompt may be as long as a book
+  const line = start.trimEnd().replace(/\s*\n\s*/g, " ⏎ ") || (text === "" ? "(end)" : "⏎");
   const characters = [...line];
   return characters.length <= n ? line : `${characters.slice(0, n - 1).join("").trimEnd()}…`;
 }

@@ -88,11 +88,10 @@ async function search(state, connection) {
   let reason = "";
   for await (const { event, data } of events(route(state), { ...connection, body: request })) {
     if (event === "step") takeStep(data);
-    else if (event === "result") tree.winner = data.winner;
+    else if (event === "result") takeResult(data);
     else takeText(chosen, data);
     usage = { ...usage, ...data.usage };
     reason = data.finish_reason ?? data.choices?.[0]?.finish_reason ?? reason;
-    if (event === "result") redraw();
   }
   showUsage(usage);
   $("after").hidden = false;
@@ -124,6 +123,13 @@ function takeStep(step) {
   say(`Step ${step.step}: ${counted(all.length, "candidate")}, ${step.kept.length} kept.${best}`);
 }
 
+function takeResult(result) {
+  tree.apply(result.nodes);
+  tree.winner = result.winner;
+  chosen.tokenIds = result.finish_reason === "stop" ? result.token_ids.slice(0, -1) : result.token_ids;
+  redraw();
+}
+
 function takeText(answer, data) {
   const text = data.choices?.[0]?.delta?.content ?? data.choices?.[0]?.text ?? "";
   $("answers").hidden = false;
@@ -142,7 +148,7 @@ async function showValues(answer, state, connection) {
   if (!models.value) return answer.summarise("No value model is loaded.");
   let tokens;
   try {
-    tokens = await tokensWithValues({ ...subject(state), completion: answer.text }, connection);
+    tokens = await tokensWithValues({ ...subject(state), completion: answer.completion }, connection);
   } catch (error) {
     if (!(error instanceof RequestError)) throw error;
     return answer.summarise(`Its values could not be read. ${error.message}`);
