@@ -299,7 +299,7 @@ CONTRASTS = """(() => {
     const [a, b] = [luminance(ink), luminance(under(element))];
     const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     worst.n += 1;
-    if (contrast < worst.worst) worst = { ...worst, worst: contrast, text: element.textContent, of: element.className };
+    if (contrast < worst.worst) worst = { ...worst, worst: contrast, text: element.textContent };
   }
   return worst;
 })()"""
