@@ -56,7 +56,10 @@ async function run() {
   } catch (error) {
     if (error.name === "AbortError") say("Stopped. What came so far is shown.");
     else if (error instanceof RequestError) showError(error);
-    else throw error;
+    else {
+      showError(new RequestError(`The page itself failed; reload it. ${error}`));
+      throw error;
+    }
   } finally {
     running = null;
     $("run").disabled = false;
@@ -96,12 +99,7 @@ async function search(state, connection) {
   showUsage(usage);
   $("after").hidden = false;
   say(tree.winner === null ? `Finished${because(reason)}.` : `Finished${because(reason)}: ${described(tree.nodes.get(tree.winner))} is chosen.`);
-  const winner = tree.nodes.get(tree.winner);
-  if (winner) {
-    drawing.isFollowing = false;
-    drawing.select(winner.index);
-    drawing.reveal(winner.index);
-  }
+  if (tree.winner !== null) drawing.settle(tree.winner);
 }
 
 async function finish(state, connection) {
