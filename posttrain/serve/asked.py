@@ -13,7 +13,7 @@ from posttrain.rewards.final_number import final_answer
 from posttrain.sampling import SamplingParams
 from posttrain.search.budget import Budget
 from posttrain.search.ranking import Aggregate
-from posttrain.search.spec import Algorithm, SearchSpec, SearchSpecError, StepSpec, start
+from posttrain.search.spec import VOTES, Algorithm, SearchSpec, SearchSpecError, StepSpec, start
 from posttrain.search.vote import AnswerOf
 from posttrain.serve.backend import Backend
 from posttrain.serve.errors import ApiError
@@ -121,6 +121,8 @@ class Desk:
     def _search(self, body: SearchRequest, prompt: tuple[int, ...], sampling: SamplingParams) -> SearchAsk:
         try:
             spec = _spec(body)
+            if spec.algorithm in VOTES and body.answer is None:
+                raise SearchSpecError("answer", None, f"final_number or boxed: what {spec.algorithm} compares")
             spec.require_within(max_branches=self.limits.branches, max_n=self.limits.n)
             answer_of = None if body.answer is None else _answer_reader(self.backend.tokenizer, body.answer)
             start(spec, prompt, sampling, 0, answer_of).close()

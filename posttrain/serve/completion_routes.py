@@ -18,7 +18,7 @@ from posttrain.serve.shapes import ChatShape, Shape, TextShape, Writer
 from posttrain.serve.streaming import EventStream, while_connected
 
 _STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
-_REFUSALS = errors(401, 404, 408, 413, 415, 422, 429, 503, 504)
+_REFUSALS = errors(400, 401, 404, 408, 413, 415, 422, 429, 503, 504)
 
 
 def completion_routes(service: Service) -> APIRouter:

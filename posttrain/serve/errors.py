@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -78,7 +79,8 @@ def install_error_replies(app: FastAPI) -> None:
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        body = error_body(error.status_code, str(error.detail), code=str(error.detail).lower().replace(" ", "_"))
+        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+        body = error_body(error.status_code, str(error.detail), code=code)
         return JsonReply(body, status_code=error.status_code, headers=error.headers)
 
     async def failed(_: Request, __: Exception) -> Response:

@@ -164,6 +164,7 @@ class Versions(BaseModel):
 
 
 _SAID = {
+    400: "the body is not UTF-8, or nested too deeply",
     401: "no key, or a wrong one",
     404: "no such model",
     408: "the body came too slowly",

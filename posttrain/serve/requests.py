@@ -38,7 +38,7 @@ def _not_tiny(temperature: float) -> float:
 Text = Annotated[str, AfterValidator(_encodable)]
 Temperature = Annotated[float, Field(ge=0, le=2), AfterValidator(_not_tiny)]
 Texts = Annotated[list[Text], Field(min_length=1)]
-StopString = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS), AfterValidator(_encodable)]
 StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]

@@ -66,7 +66,9 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
 
 
 def _n_held(text: str, stop: Sequence[str]) -> int:
-    """Characters at the end of `text` that may begin a stop string."""
+    """Characters at the end of `text` that may begin a stop string, or all from where one stands whole."""
+    if found := [text.index(s) for s in stop if s in text]:
+        return len(text) - min(found)
     longest = max(map(len, stop), default=1) - 1
     ends = (n for n in range(min(longest, len(text)), 0, -1) if any(s.startswith(text[-n:]) for s in stop))
     return next(ends, 0)

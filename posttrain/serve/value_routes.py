@@ -23,7 +23,7 @@ UNIT = "reward"  # of V: the expected reward from here on, in the unit of the re
 
 
 def value_routes(service: Service) -> APIRouter:
-    routes = APIRouter(prefix="/v1", responses=errors(401, 404, 408, 413, 415, 422, 429, 503, 504))
+    routes = APIRouter(prefix="/v1", responses=errors(400, 401, 404, 408, 413, 415, 422, 429, 503, 504))
 
     @routes.post("/values", responses={200: {"model": ValueReply}})
     async def values(body: ValuesRequest, request: Request) -> Response:

@@ -193,7 +193,7 @@ def test_values_at_last_step_and_every_token_agree(server: Served) -> None:
 def test_plain_curl_streams_a_search(server: Served) -> None:
     if shutil.which("curl") is None:
         pytest.skip("needs curl")
-    body = {"model": "tiny-policy", "messages": QUESTION, "max_tokens": 40, "stream": True, "search": BEAM}
+    body = {"model": "tiny-policy", "messages": QUESTION, "max_tokens": 40, "seed": 5, "stream": True, "search": BEAM}
     command = ["curl", "-sN", f"{server.url}/v1/chat/completions", "-H", "Content-Type: application/json"]
     said = subprocess.run([*command, "-d", json.dumps(body)], capture_output=True, text=True, check=True).stdout
     assert said.count("event: step\n") >= 2

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from posttrain.sampling import Sample
+from posttrain.serve.run import load_backend
 from posttrain.serve.serve_config import ServeConfig
 from tests.serve.tiny_server import N_POSITIONS, Served, served
 
@@ -26,7 +31,9 @@ def locked(config: ServeConfig) -> Iterator[Served]:
 
 
 def chat(server: Served, **fields: Any) -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/chat/completions", json=CHAT | fields, timeout=60)
+    headers = {"Content-Type": "application/json"}
+    content = json.dumps(CHAT | fields)  # ASCII, so that it can hold what is no text
+    return httpx.post(f"{server.url}/v1/chat/completions", content=content, headers=headers, timeout=60)
 
 
 def refusal(reply: httpx.Response, status: int, code: str) -> dict[str, Any]:
@@ -59,7 +66,7 @@ ROUTES = [
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 @pytest.mark.parametrize(
-    "header", [None, "Bearer wrong", "Bearer ", f"Token {KEYS[0]}", "Basic !", f"Bearer {KEYS[0]}0"]
+    "header", [None, "Bearer wrong", "Bearer", f"Token {KEYS[0]}", "Basic !", f"Bearer {KEYS[0]}0"]
 )
 def test_wrong_key_gets_401_on_every_route(locked: Served, method: str, path: str, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header}
@@ -100,13 +107,19 @@ def test_body_over_the_cap_gets_413_before_it_is_read_whole(server: Served, is_c
     refusal(httpx.post(f"{server.url}/v1/values", content=content, headers=headers), 413, "body_too_large")
 
 
-def test_body_that_is_no_json_is_refused(server: Served) -> None:
-    url = f"{server.url}/v1/chat/completions"
-    refusal(httpx.post(url, content=b"{}", headers={"Content-Type": "text/plain"}), 415, "media_type")
-    refusal(httpx.post(url, content=b"{", headers={"Content-Type": "application/json"}), 422, "invalid_value")
-    refusal(
-        httpx.post(url, content=b'{"x": "\xff"}', headers={"Content-Type": "application/json"}), 422, "invalid_value"
-    )
+@pytest.mark.parametrize(
+    ("content", "kind", "status", "code"),
+    [
+        (b"{}", "text/plain", 415, "media_type"),
+        (b"{", "application/json", 422, "invalid_value"),
+        (b'{"x": "\xff"}', "application/json", 400, "bad_request"),
+        (b"[" * 2**19, "application/json", 400, "bad_request"),
+    ],
+    ids=["form", "half", "no UTF-8", "deep"],
+)
+def test_body_that_is_no_json_is_refused(server: Served, content: bytes, kind: str, status: int, code: str) -> None:
+    reply = httpx.post(f"{server.url}/v1/values", content=content, headers={"Content-Type": kind})
+    refusal(reply, status, code)
 
 
 REFUSED: list[tuple[dict[str, Any], int, str, str]] = [
@@ -191,17 +204,42 @@ def test_full_queue_gets_429_with_a_time_to_come_back(config: ServeConfig) -> No
         assert int(busy.headers["Retry-After"]) >= 1
 
 
-def test_deadline_ends_a_search_with_what_it_has_and_samples_with_504(config: ServeConfig) -> None:
-    with served(replace(config, deadline_s=0.6, batch_rows=4)) as hurried:
-        # 4 of 64 rows at a time: many turns for each step, so the search cannot end in time but has its first steps
-        search = {"beam_width": 2, "expansions": 2, "max_steps": 200, "step": {"stop": ["a"], "max_tokens": 3}}
-        late = chat(hurried, max_tokens=230, search=search)
-        if late.status_code == 200:
-            assert late.json()["choices"][0]["finish_reason"] in ("budget", "stop")
-        else:
-            refusal(late, 504, "deadline_exceeded")
-        refusal(chat(hurried, max_tokens=230, n=16), 504, "deadline_exceeded")
-        eventually(lambda: hurried.backend.stats().n_running == 0)
+class Stuck:
+    """A backend that answers `n_calls` calls for samples and then never again."""
+
+    def __init__(self, config: ServeConfig, n_calls: int) -> None:
+        self._backend = load_backend(config)
+        self._n_left = n_calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    async def sample(self, *args: Any, **kwargs: Any) -> list[Sample]:
+        self._n_left -= 1
+        if self._n_left < 0:
+            await asyncio.Event().wait()
+        return await self._backend.sample(*args, **kwargs)
+
+
+def test_deadline_ends_a_search_with_the_best_of_its_last_whole_round(config: ServeConfig) -> None:
+    search = {"beam_width": 2, "expansions": 3, "step": {"stop": list("0123456789abcdef")}}
+    fields = {"max_tokens": 100, "seed": 3, "search": {**search, "return_tree": True}}
+    with served(replace(config, deadline_s=2.0), backend=Stuck(config, 1)) as stuck:
+        reply = chat(stuck, **fields).json()
+    assert reply["choices"][0]["finish_reason"] == "budget"
+    assert reply["search"]["is_over_budget"]
+    nodes = reply["search"]["tree"]["nodes"]
+    assert reply["search"]["score"] == max(
+        node["score"] for node in nodes if node["state"] == "open" and node["depth"]
+    )
+
+
+def test_deadline_ends_plain_samples_with_504_and_their_stream_with_an_error(config: ServeConfig) -> None:
+    with served(replace(config, deadline_s=0.5), backend=Stuck(config, 0)) as stuck:
+        refusal(chat(stuck), 504, "deadline_exceeded")
+        refusal(chat(stuck, search={}), 504, "deadline_exceeded")
+        assert '"code":"deadline_exceeded"' in chat(stuck, stream=True).text.splitlines()[-2]
+        assert stuck.service.admission.n_admitted == 0
 
 
 @pytest.mark.parametrize("fields", [{"stream": True}, {}], ids=["streamed", "at once"])
@@ -222,10 +260,8 @@ def test_client_that_goes_away_stops_its_work(server: Served, fields: dict[str, 
 
 
 def abandoned(client: httpx.Client, server: Served, body: dict[str, Any]) -> None:
-    try:
+    with suppress(httpx.HTTPError):
         client.post(f"{server.url}/v1/chat/completions", json=body)
-    except httpx.HTTPError:
-        pass
 
 
 def eventually(is_so: Callable[[], bool], seconds: float = 20) -> None:
