@@ -152,9 +152,7 @@ class CompletionRequest(SamplingRequest):
 
 Completion = Annotated[
     Text | TokenIds,
-    Field(
-        description="what was answered, whole or begun; `token_ids` of a search, as text may become others"
-    ),
+    Field(description="what was answered, whole or begun; `token_ids` of a search, as text may become others"),
 ]
 
 
