@@ -55,7 +55,7 @@ export class Answer {
     this.part("high").textContent = scale.format(scale.high);
     this.part("low").textContent = scale.format(scale.low);
     this.line = element("line", { class: "cursor-line", y1: 0, y2: PLOT.height });
-    const points = this.tokens.map((token, i) => `${this.x(i)},${((1 - scale.level(token.value)) * PLOT.height).toFixed(2)}`);
+    const points = this.tokens.map((token, i) => `${this.x(i)},${(1 - scale.level(token.value)) * PLOT.height}`);
     const curve = element("polyline", { class: "value-line", points: points.join(" ") });
     this.part("plot").replaceChildren(curve, this.line);
     this.part("plot").setAttribute("viewBox", `0 0 ${PLOT.width} ${PLOT.height}`);
@@ -74,7 +74,8 @@ export class Answer {
     spans[place].classList.add("pointed");
     this.line.setAttribute("x1", this.x(place));
     this.line.setAttribute("x2", this.x(place));
-    const words = `Token ${place + 1} of ${this.tokens.length}, “${visible(token.text)}”: V = ${this.scale.format(token.value)}`;
+    const value = this.scale.format(token.value);
+    const words = `Token ${place + 1} of ${this.tokens.length}, “${visible(token.text)}”: V = ${value}`;
     this.part("cursor").value = place;
     this.part("cursor").setAttribute("aria-valuetext", words);
     this.part("pointed-token").textContent = words;

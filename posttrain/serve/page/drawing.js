@@ -1,10 +1,10 @@
-// The tree, drawn in SVG. The drawing is also the accessible tree: every node is a treeitem, one of them in the tab order.
+// The tree, drawn in SVG. The drawing is also the accessible tree: each node is a treeitem, one is in the tab order.
 
 import { NODE, layout } from "./tree.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const ZOOMS = [0.2, 0.35, 0.5, 0.7, 0.85, 1, 1.25, 1.6, 2];
-const TEXT = { left: 15, right: 18, digit: 8.2, gap: 8 }; // room for the swatch, the end mark, each digit, between texts
+const TEXT = { left: 15, right: 18, digit: 8.2, gap: 8 }; // room for swatch, end mark, a digit, and between texts
 const SMALLEST_UNASKED_ZOOM = 0.75; // below it texts are hard to read
 
 export const STATE_WORDS = {
@@ -119,9 +119,9 @@ export class TreeDrawing {
 
   // One notch nearer (+1) or farther (−1).
   zoomBy(direction) {
-    const nearer = direction > 0 ? ZOOMS.find((zoom) => zoom > this.zoom + 1e-9) : ZOOMS.findLast((zoom) => zoom < this.zoom - 1e-9);
+    const next = direction > 0 ? ZOOMS.find((zoom) => zoom > this.zoom) : ZOOMS.findLast((zoom) => zoom < this.zoom);
     this.isZoomChosen = true;
-    this.setZoom(nearer ?? this.zoom);
+    this.setZoom(next ?? this.zoom);
   }
 
   // The whole tree in the frame, if it may be as small as that.
