@@ -212,6 +212,7 @@ class _Searching:
             "algorithm": self._search.spec.algorithm.value,
             "winner": winner.index,
             "text": choice.text,
+            "token_ids": list(choice.token_ids),
             "value": winner.value,
             "score": winner.score,
             "finish_reason": choice.finish_reason,

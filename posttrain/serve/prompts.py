@@ -53,8 +53,10 @@ class Prompts:
         """With the tokenizer's own BOS."""
         return await _on_thread(lambda: tuple(encode_prompt(text, self.tokenizer)))
 
-    async def of_continuation(self, completion: str) -> tuple[int, ...]:
+    async def of_continuation(self, completion: str | Sequence[int]) -> tuple[int, ...]:
         """Without BOS: prompt and completion are tokenised apart and joined, as training rows are."""
+        if not isinstance(completion, str):
+            return self.of_ids(completion, param="input.completion")
         return await _on_thread(
             lambda: tuple(self.tokenizer(completion, add_special_tokens=False)["input_ids"]) if completion else ()
         )

@@ -49,6 +49,7 @@ class SearchResult(BaseModel):
     algorithm: str
     winner: int
     text: str
+    token_ids: list[int]
     value: float | None
     score: float
     finish_reason: FinishReasonName

@@ -150,14 +150,20 @@ class CompletionRequest(SamplingRequest):
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
 
 
+Completion = Annotated[
+    Text | TokenIds,
+    Field(description="what was answered, whole or begun; `token_ids` of a search, as text may become others"),
+]
+
+
 class ConversationInput(Body):
     messages: Messages
-    completion: Text | None = Field(default=None, description="the assistant's turn that follows, whole or begun")
+    completion: Completion = ""
 
 
 class TextInput(Body):
     prompt: Text
-    completion: Text = ""
+    completion: Completion = ""
 
 
 class TokensInput(Body):

@@ -74,7 +74,7 @@ async def _encoded(service: Service, given: ValueInput) -> _Input:
     else:
         is_chat = isinstance(given, ConversationInput)
         prompt = await (prompts.of_chat(given.messages) if is_chat else prompts.of_text(given.prompt))
-        completion = await prompts.of_continuation(given.completion or "")
+        completion = await prompts.of_continuation(given.completion)
     n_tokens = len(prompt) + len(completion)
     if not 0 < n_tokens <= prompts.n_positions:
         raise ApiError(

@@ -75,8 +75,12 @@ class Tab:
         return reply["result"].get("value")
 
     def wait(self, condition: str, *, seconds: float = 60) -> None:
-        """Until a JavaScript condition holds."""
-        wait_until(lambda: bool(self.evaluate(condition)), condition, seconds=seconds)
+        """Until a JavaScript condition holds; an error says what the page shows instead."""
+        try:
+            wait_until(lambda: bool(self.evaluate(condition)), condition, seconds=seconds)
+        except AssertionError as error:
+            error.add_note(f"The page says:\n{self.evaluate('document.body.innerText')}")
+            raise
 
     def type(self, text: str) -> None:
         """Into whatever has the focus, as one input."""

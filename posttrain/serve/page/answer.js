@@ -14,8 +14,14 @@ export class Answer {
     });
   }
 
+  // What to ask the values of: without its EOS, after which V is 0.
+  get completion() {
+    return this.tokenIds?.length ? this.tokenIds : this.text;
+  }
+
   begin(title) {
     this.text = "";
+    this.tokenIds = null; // of a search's winner; other answers are known by their text alone
     this.tokens = null;
     this.part("title").textContent = title;
     this.part("text").replaceChildren();
@@ -49,7 +55,7 @@ export class Answer {
     this.part("high").textContent = scale.format(scale.high);
     this.part("low").textContent = scale.format(scale.low);
     this.line = element("line", { class: "cursor-line", y1: 0, y2: PLOT.height });
-    const points = this.tokens.map((token, i) => `${this.x(i)},${((1 - scale.level(token.value)) * PLOT.height).toFixed(2)}`);
+    const points = this.tokens.map((token, i) => `${this.x(i)},${(1 - scale.level(token.value)) * PLOT.height}`);
     const curve = element("polyline", { class: "value-line", points: points.join(" ") });
     this.part("plot").replaceChildren(curve, this.line);
     this.part("plot").setAttribute("viewBox", `0 0 ${PLOT.width} ${PLOT.height}`);
@@ -68,7 +74,8 @@ export class Answer {
     spans[place].classList.add("pointed");
     this.line.setAttribute("x1", this.x(place));
     this.line.setAttribute("x2", this.x(place));
-    const words = `Token ${place + 1} of ${this.tokens.length}, “${visible(token.text)}”: V = ${this.scale.format(token.value)}`;
+    const value = this.scale.format(token.value);
+    const words = `Token ${place + 1} of ${this.tokens.length}, “${visible(token.text)}”: V = ${value}`;
     this.part("cursor").value = place;
     this.part("cursor").setAttribute("aria-valuetext", words);
     this.part("pointed-token").textContent = words;

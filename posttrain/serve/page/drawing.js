@@ -1,10 +1,11 @@
-// The tree, drawn in SVG. The drawing is also the accessible tree: every node is a treeitem, one of them in the tab order.
+// The tree, drawn in SVG. The drawing is also the accessible tree: each node is a treeitem, one is in the tab order.
 
 import { NODE, layout } from "./tree.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const ZOOMS = [0.2, 0.35, 0.5, 0.7, 0.85, 1, 1.25, 1.6, 2];
-const TEXT = { left: 15, right: 62, times: 24 }; // room beside a step's text: swatch, number and mark, "×3"
+const TEXT = { left: 15, right: 18, digit: 8.2, gap: 8 }; // room for swatch, end mark, a digit, and between texts
+const SMALLEST_UNASKED_ZOOM = 0.75; // below it texts are hard to read
 
 export const STATE_WORDS = {
   open: "kept",
@@ -19,6 +20,7 @@ export class TreeDrawing {
     this.frame = frame;
     this.onLook = onLook;
     this.zoom = 1;
+    this.isZoomChosen = false;
     frame.addEventListener("keydown", (event) => this.onKey(event));
     frame.addEventListener("click", (event) => this.onClick(event));
     frame.addEventListener("focusin", (event) => this.select(indexOf(event.target)));
@@ -38,6 +40,7 @@ export class TreeDrawing {
     this.items = new Map();
     this.edges = new Map();
     this.isFollowing = true;
+    if (!this.isZoomChosen) this.zoom = 1;
     this.svg = element("svg", { role: "tree", "aria-label": "Search tree, from left to right", class: "tree" });
     this.edgeLayer = this.svg.appendChild(element("g", { "aria-hidden": "true" }));
     this.nodeLayer = this.svg.appendChild(element("g", { role: "none" }));
@@ -83,10 +86,15 @@ export class TreeDrawing {
     });
     if (node.children.length > 0) item.setAttribute("aria-expanded", !isClosed);
     this.scale.paint(item, node.value);
-    item.querySelector(".number").textContent = node.value === null ? "" : this.scale.format(node.value);
-    item.querySelector(".times").textContent = node.n_merged > 1 ? `×${node.n_merged}` : "";
     item.querySelector(".hidden-count").textContent = isClosed ? `+${this.tree.countBelow(node)}` : "";
-    fitText(item.querySelector(".step"), node, isWinner);
+    const number = node.value === null ? "" : this.scale.format(node.value);
+    const times = node.n_merged > 1 ? `×${node.n_merged}` : "";
+    const numberStart = NODE.width - TEXT.right - number.length * TEXT.digit;
+    item.querySelector(".number").textContent = number;
+    item.querySelector(".times").textContent = times;
+    item.querySelector(".times").setAttribute("x", numberStart - TEXT.gap);
+    const end = numberStart - TEXT.gap - (times ? times.length * TEXT.digit + TEXT.gap : 0);
+    fitText(item.querySelector(".step"), node.text, end - TEXT.left, isWinner);
   }
 
   drawEdge({ x, y, node }, isWinner) {
@@ -111,14 +119,24 @@ export class TreeDrawing {
 
   // One notch nearer (+1) or farther (−1).
   zoomBy(direction) {
-    const nearer = direction > 0 ? ZOOMS.find((zoom) => zoom > this.zoom + 1e-9) : ZOOMS.findLast((zoom) => zoom < this.zoom - 1e-9);
-    this.setZoom(nearer ?? this.zoom);
+    const next = direction > 0 ? ZOOMS.find((zoom) => zoom > this.zoom) : ZOOMS.findLast((zoom) => zoom < this.zoom);
+    this.isZoomChosen = true;
+    this.setZoom(next ?? this.zoom);
   }
 
-  fit() {
+  // The whole tree in the frame, if it may be as small as that.
+  fit(smallest = 0) {
     if (!this.plan) return;
     const room = [this.frame.clientWidth / this.plan.width, this.frame.clientHeight / this.plan.height];
-    this.setZoom(Math.min(1, ...room));
+    this.setZoom(Math.max(smallest, Math.min(1, ...room)));
+  }
+
+  // The search is over: show its end, unless the reader is looking elsewhere.
+  settle(winner) {
+    if (this.isFollowing && !this.isZoomChosen) this.fit(SMALLEST_UNASKED_ZOOM);
+    if (this.isFollowing) this.reveal(winner);
+    this.isFollowing = false;
+    this.select(winner);
   }
 
   setZoom(zoom) {
@@ -140,7 +158,7 @@ export class TreeDrawing {
   }
 
   select(index) {
-    if (index === null || index === this.selected) return;
+    if (index === null) return;
     const before = this.items.get(this.selected);
     if (before) setAttributes(before, { tabindex: -1, "aria-selected": false });
     this.selected = index;
@@ -201,8 +219,8 @@ function newNode(node) {
     element("rect", { class: "box", width, height, rx: 6 }),
     element("rect", { class: "swatch", x: 4, y: 4, width: 5, height: height - 8, rx: 2.5 }),
     element("text", { class: "step", x: TEXT.left, y: height / 2, dy: "0.35em" }),
-    element("text", { class: "times", x: width - TEXT.right, y: height / 2, dy: "0.35em", "text-anchor": "end" }),
-    element("text", { class: "number", x: width - 18, y: height / 2, dy: "0.35em", "text-anchor": "end" }),
+    element("text", { class: "times", y: height / 2, dy: "0.35em", "text-anchor": "end" }),
+    element("text", { class: "number", x: width - TEXT.right, y: height / 2, dy: "0.35em", "text-anchor": "end" }),
     element("rect", { class: "end-mark", x: width - 13, y: height / 2 - 4, width: 8, height: 8 }),
     element("text", { class: "hidden-count", x: width + 6, y: height / 2, dy: "0.35em" }),
   );
@@ -216,20 +234,21 @@ function label(node, scale, isWinner) {
   return `Step ${node.depth}${value}, ${state}: ${node.text.trim() || "empty line"}`;
 }
 
-// As much of the step as there is room for; measured once, and again when the winner's path turns bold.
-function fitText(shape, node, isBold) {
-  if (shape.dataset.isBold === String(isBold)) return;
-  shape.dataset.isBold = isBold;
-  const room = NODE.width - TEXT.left - (node.index === 0 ? 8 : TEXT.right) - (node.n_merged > 1 ? TEXT.times : 0);
+// As much of the text as there is room for; measured anew only when the room or the weight of the letters changes.
+function fitText(shape, text, room, isBold) {
+  const fitted = `${room} ${isBold}`;
+  if (shape.dataset.fitted === fitted) return;
+  shape.dataset.fitted = fitted;
   for (let n = 48; n > 0; n--) {
-    shape.textContent = shortened(node.text, n);
+    shape.textContent = shortened(text, n);
     if (shape.getComputedTextLength() <= room) return;
   }
 }
 
 // A step on one line of at most n characters, its line breaks shown.
 export function shortened(text, n) {
-  const line = text.trim().replace(/\s*\n\s*/g, " ⏎ ") || (text === "" ? "(end)" : "⏎");
+  const start = text.trimStart().slice(0, 8 * n); // a prompt may be as long as a book
+  const line = start.trimEnd().replace(/\s*\n\s*/g, " ⏎ ") || (text === "" ? "(end)" : "⏎");
   const characters = [...line];
   return characters.length <= n ? line : `${characters.slice(0, n - 1).join("").trimEnd()}…`;
 }

@@ -1,9 +1,12 @@
 // The page: reads the form, follows the stream, and shows what comes.
 
 import { Answer } from "./answer.js";
-import { STATE_WORDS, TreeDrawing, shortened } from "./drawing.js";
-import { SEARCHES_BY_STEP, body, curl, fillForm, fragment, greedyBody, readForm, route, stateOfFragment, subject } from "./request.js";
-import { Scale, number } from "./scale.js";
+import { TreeDrawing, shortened } from "./drawing.js";
+import { nodeFacts, usageFacts } from "./facts.js";
+import { Notice } from "./notice.js";
+import { SEARCHES_BY_STEP, body, curl, fillForm, fragment, greedyBody } from "./request.js";
+import { readForm, route, stateOfFragment, subject } from "./request.js";
+import { Scale } from "./scale.js";
 import { RequestError, events, fetchJson } from "./stream.js";
 import { startTheme } from "./theme.js";
 import { SearchTree } from "./tree.js";
@@ -16,22 +19,12 @@ const ALGORITHMS = {
   majority: "Whole answers; the result that most of them reach is chosen.",
   none: "One answer, sampled from the policy alone.",
 };
-const USAGE = {
-  prompt_tokens: "Prompt tokens",
-  completion_tokens: "Tokens of the answer",
-  generated_tokens: "Generated tokens",
-  value_calls: "Prefixes valued",
-  value_tokens: "Value tokens read",
-  value_tokens_cached: "Value tokens cached",
-  search_steps: "Search steps",
-  pruned: "Pruned",
-};
-
 const $ = (id) => document.getElementById(id);
 const form = $("form");
 const drawing = new TreeDrawing($("frame"), showDetails);
 const chosen = answerIn($("chosen"));
 const greedy = answerIn($("greedy-answer"));
+const notice = new Notice(form, $("error"), run);
 let models = null;
 let running = null; // the AbortController of the run
 let tree = null;
@@ -44,7 +37,7 @@ function answerIn(article) {
 // ---- one run
 
 async function run() {
-  if (running || !isValid()) return;
+  if (running || !form.reportValidity()) return;
   const state = readForm(form);
   const connection = { key: form.elements.key.value, signal: (running = new AbortController()).signal };
   history.replaceState(null, "", fragment(state));
@@ -55,8 +48,7 @@ async function run() {
     await finish(state, connection);
   } catch (error) {
     if (error.name === "AbortError") say("Stopped. What came so far is shown.");
-    else if (error instanceof RequestError) showError(error);
-    else throw error;
+    else fail(error);
   } finally {
     running = null;
     $("run").disabled = false;
@@ -64,8 +56,16 @@ async function run() {
   }
 }
 
+function fail(error) {
+  say("Not finished.");
+  $("board").hidden = $("zoom").hidden = tree.nodes.size === 1;
+  if (error instanceof RequestError) return notice.show(error);
+  notice.show(new RequestError(`The page itself failed; reload it. ${error}`));
+  throw error;
+}
+
 function begin(state) {
-  hideError();
+  notice.hide();
   $("run").disabled = true;
   $("stop-run").disabled = false;
   tree = new SearchTree(state.prompt);
@@ -88,26 +88,21 @@ async function search(state, connection) {
   let reason = "";
   for await (const { event, data } of events(route(state), { ...connection, body: request })) {
     if (event === "step") takeStep(data);
-    else if (event === "result") tree.winner = data.winner;
+    else if (event === "result") takeResult(data);
     else takeText(chosen, data);
     usage = { ...usage, ...data.usage };
     reason = data.finish_reason ?? data.choices?.[0]?.finish_reason ?? reason;
-    if (event === "result") redraw();
   }
-  showUsage(usage);
+  $("usage").replaceChildren(...usageFacts(usage));
   $("after").hidden = false;
-  say(tree.winner === null ? `Finished${because(reason)}.` : `Finished${because(reason)}: ${described(tree.nodes.get(tree.winner))} is chosen.`);
-  const winner = tree.nodes.get(tree.winner);
-  if (winner) {
-    drawing.isFollowing = false;
-    drawing.reveal(winner.index);
-    showDetails(winner);
-  }
+  if (tree.winner !== null) drawing.settle(tree.winner);
+  const outcome = tree.winner === null ? "" : `: ${described(tree.nodes.get(tree.winner))} is chosen`;
+  say(`Finished${because(reason)}${outcome}.`);
 }
 
 async function finish(state, connection) {
   await showValues(chosen, state, connection);
-  if (!state.greedy || state.algorithm === "none" && state.temperature === 0) return;
+  if (!state.greedy || (state.algorithm === "none" && state.temperature === 0)) return;
   $("greedy-answer").hidden = false;
   greedy.begin("Greedy");
   for await (const { data } of events(route(state), { ...connection, body: greedyBody(state, models.policy) })) {
@@ -120,8 +115,14 @@ function takeStep(step) {
   tree.apply(step.nodes);
   redraw();
   const all = [...tree.nodes.values()].filter((node) => node.depth === step.step);
-  const best = step.best ? ` Best so far: value ${drawing.scale.format(step.best.value)}, “${shortened(step.best.text, 60)}”.` : "";
-  say(`Step ${step.step}: ${counted(all.length, "candidate")}, ${step.kept.length} kept.${best}`);
+  say(`Step ${step.step}: ${counted(all.length, "candidate")}, ${step.kept.length} kept.${bestOf(step)}`);
+}
+
+function takeResult(result) {
+  tree.apply(result.nodes);
+  tree.winner = result.winner;
+  chosen.tokenIds = result.finish_reason === "stop" ? result.token_ids.slice(0, -1) : result.token_ids;
+  redraw();
 }
 
 function takeText(answer, data) {
@@ -140,9 +141,13 @@ function redraw() {
 
 async function showValues(answer, state, connection) {
   if (!models.value) return answer.summarise("No value model is loaded.");
-  const input = { ...subject(state), completion: answer.text };
-  const { data } = await fetchJson("v1/values", { ...connection, body: { input, position: "all" } });
-  const tokens = completionTokens(data[0]);
+  let tokens;
+  try {
+    tokens = await tokensWithValues({ ...subject(state), completion: answer.completion }, connection);
+  } catch (error) {
+    if (!(error instanceof RequestError)) throw error;
+    return answer.summarise(`Its values could not be read. ${error.message}`);
+  }
   if (tokens.length === 0) return answer.summarise("The answer is empty.");
   answer.showValues(tokens);
   const shown = [chosen, greedy].flatMap((one) => one.tokens ?? []).map((token) => token.value);
@@ -151,18 +156,26 @@ async function showValues(answer, state, connection) {
   answer.summarise(`V at its end: ${scale.format(tokens.at(-1).value)}, after ${counted(tokens.length, "token")}`);
 }
 
-function completionTokens({ texts, values, n_prompt_tokens }) {
+// Of the answer alone: the prompt is scored with it, and left out here.
+async function tokensWithValues(input, connection) {
+  const { data } = await fetchJson("v1/values", { ...connection, body: { input, position: "all" } });
+  const { texts, values, n_prompt_tokens } = data[0];
   return texts.map((text, i) => ({ text, value: values[i] })).slice(n_prompt_tokens);
 }
 
 async function loadModels(connection) {
   const { data } = await fetchJson("v1/models", connection);
   const [policy, value] = ["policy", "value"].map((role) => data.find((model) => model.role === role)?.id ?? null);
-  const room = Math.min(...data.map((model) => model.max_model_len));
-  const { max_tokens } = form.elements;
-  if (max_tokens.value === max_tokens.defaultValue && 2 * max_tokens.value > room) max_tokens.value = Math.floor(room / 2);
+  offerTokens(Math.min(...data.map((model) => model.max_model_len)));
   $("models").textContent = value ? `policy ${policy}, value ${value}` : `policy ${policy}, no value model`;
   return { policy, value };
+}
+
+// Half of the positions for the answer where the usual number of tokens would not fit.
+function offerTokens(room) {
+  const { max_tokens } = form.elements;
+  const isUntouched = max_tokens.value === max_tokens.defaultValue;
+  if (isUntouched && 2 * max_tokens.value > room) max_tokens.value = Math.floor(room / 2);
 }
 
 // ---- words
@@ -180,8 +193,13 @@ function because(reason) {
   return reasons[reason] ?? "";
 }
 
+function bestOf({ best }) {
+  if (!best) return "";
+  const value = best.value === null ? "" : `value ${drawing.scale.format(best.value)}, `;
+  return ` Best so far: ${value}“${shortened(best.text, 60)}”.`;
+}
+
 function described(node) {
-  if (!node) return "the answer";
   const value = node.value === null ? "" : ` with value ${drawing.scale.format(node.value)}`;
   return `an answer of ${counted(node.depth, "step")}${value}`;
 }
@@ -189,70 +207,9 @@ function described(node) {
 function showDetails(node) {
   if (!node) return;
   $("details-title").textContent = node.index === 0 ? "The prompt" : `Step ${node.depth}`;
-  const numbers =
-    node.index === 0
-      ? []
-      : [
-          ["State", node.index === tree.winner ? "chosen answer" : STATE_WORDS[node.state]],
-          ["Value", number(node.value, 4)],
-          ["Score", number(node.score, 4)],
-          ["log π", number(node.logp, 3)],
-          ["Samples", node.n_merged],
-        ];
-  $("details-numbers").replaceChildren(...numbers.flatMap(pair));
+  $("details-numbers").replaceChildren(...nodeFacts(node, tree.winner));
   $("details-text").textContent = node.text;
   $("details-path").textContent = tree.textUpTo(node.index);
-}
-
-function showUsage(usage) {
-  const known = Object.entries(USAGE).filter(([name]) => name in usage);
-  const groups = known.map(([name, words]) => {
-    const group = document.createElement("div");
-    group.append(...pair([words, usage[name].toLocaleString("en")]));
-    return group;
-  });
-  $("usage").replaceChildren(...groups);
-}
-
-function pair([name, what]) {
-  const [term, description] = [document.createElement("dt"), document.createElement("dd")];
-  term.textContent = name;
-  description.textContent = what;
-  return [term, description];
-}
-
-// ---- errors
-
-let countdown = null;
-
-function showError(error) {
-  $("error").hidden = false;
-  $("error-text").textContent = error.message;
-  say("Not finished.");
-  $("board").hidden = $("zoom").hidden = tree.nodes.size === 1;
-  const field = form.elements[error.field];
-  if (field) {
-    field.setAttribute("aria-invalid", "true");
-    field.setAttribute("aria-errormessage", "error-text");
-    field.focus();
-  }
-  $("retry").hidden = error.retryAfter === null;
-  if (error.retryAfter !== null) wait(error.retryAfter);
-}
-
-function wait(seconds) {
-  $("retry").disabled = seconds > 0;
-  $("retry").textContent = seconds > 0 ? `Run again in ${seconds} s` : "Run again";
-  if (seconds > 0) countdown = setTimeout(() => wait(seconds - 1), 1000);
-}
-
-function hideError() {
-  clearTimeout(countdown);
-  $("error").hidden = true;
-  for (const field of form.elements) {
-    field.removeAttribute("aria-invalid");
-    field.removeAttribute("aria-errormessage");
-  }
 }
 
 // ---- the form
@@ -267,18 +224,19 @@ function fitForm() {
   $("algorithm-help").textContent = ALGORITHMS[value];
 }
 
-function isValid() {
-  return form.reportValidity();
+function selectCurl() {
+  getSelection().selectAllChildren($("curl"));
+  return "Selected: press Ctrl+C";
 }
 
-async function copy(text, button, source) {
+// Browsers give no clipboard to pages that come over plain HTTP from another machine.
+async function copy(text, button, byHand) {
   const before = button.textContent;
   try {
     await navigator.clipboard.writeText(text);
     button.textContent = "Copied";
   } catch {
-    getSelection().selectAllChildren(source);
-    button.textContent = "Selected: press Ctrl+C";
+    button.textContent = byHand();
   }
   setTimeout(() => (button.textContent = before), 2000);
 }
@@ -299,12 +257,11 @@ function start() {
     if (event.key === "Escape") running?.abort();
   });
   $("stop-run").addEventListener("click", () => running?.abort());
-  $("retry").addEventListener("click", run);
   $("zoom-in").addEventListener("click", () => drawing.zoomBy(1));
   $("zoom-out").addEventListener("click", () => drawing.zoomBy(-1));
   $("zoom-fit").addEventListener("click", () => drawing.fit());
-  $("copy-curl").addEventListener("click", (event) => copy($("curl").textContent, event.target, $("curl")));
-  $("copy-link").addEventListener("click", (event) => copy(location.href, event.target, $("curl")));
+  $("copy-curl").addEventListener("click", ({ target }) => copy($("curl").textContent, target, selectCurl));
+  $("copy-link").addEventListener("click", ({ target }) => copy(location.href, target, () => "It is in the address bar"));
   addEventListener("hashchange", () => {
     fillForm(form, stateOfFragment(location.hash));
     fitForm();

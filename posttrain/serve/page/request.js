@@ -57,7 +57,8 @@ export function subject(state) {
 }
 
 export function body(state, model) {
-  const request = { model, ...subject(state), stream: true, max_tokens: state.max_tokens, temperature: state.temperature, seed: state.seed };
+  const { max_tokens, temperature, seed } = state;
+  const request = { model, ...subject(state), stream: true, max_tokens, temperature, seed };
   if (state.algorithm === "none") return { ...request, stream_options: { include_usage: true } };
   return { ...request, search: search(state) };
 }

@@ -39,6 +39,10 @@ const CUT =
   "The stream ended before the answer did; what came is shown. The server may have stopped or the connection may " +
   "have been lost. Run again: the same seed grows the same tree.";
 
+const NO_KEY = "The server asks for a key. Enter it and run again.";
+const WRONG_KEY = "The server does not know this key. Check it and run again.";
+const TOO_LARGE = "The request is larger than the server allows. Shorten the prompt.";
+
 async function* chunks(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   try {
@@ -79,7 +83,7 @@ async function send(url, { key, signal, body }) {
     response = await fetch(url, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new RequestError(`No answer from ${location.origin}. Is the server still running? Start it, then run again.`);
+    throw new RequestError(`No answer from ${location.origin}. Is the server running? Start it, then run again.`);
   }
   if (!response.ok) throw await refusal(response, key);
   return response;
@@ -90,15 +94,12 @@ async function refusal(response, key) {
   const quote = said.message ? ` It says: ${said.message}` : "";
   switch (response.status) {
     case 401:
-      return new RequestError(
-        key ? "The server does not know this key. Check it and run again." : "The server asks for a key. Enter it and run again.",
-        { field: "key" },
-      );
+      return new RequestError(key ? WRONG_KEY : NO_KEY, { field: "key" });
     case 413:
-      return new RequestError(`The request is larger than the server allows. Shorten the prompt.${quote}`, { field: "prompt" });
+      return new RequestError(`${TOO_LARGE}${quote}`, { field: "prompt" });
     case 400:
     case 422:
-      return new RequestError(`The server cannot do what was asked.${quote}`, { field: said.code === "no_chat_template" ? "api" : fieldOf(said.param) });
+      return new RequestError(`The server cannot do what was asked.${quote}`, { field: fieldOf(said) });
     case 429:
     case 503: {
       const retryAfter = Number(response.headers.get("Retry-After")) || null;
@@ -132,6 +133,7 @@ const FIELD_OF_PARAM = [
   [/prompt|messages/, "prompt"],
 ];
 
-function fieldOf(param) {
+function fieldOf({ param, code }) {
+  if (code === "no_chat_template") return "api";
   return FIELD_OF_PARAM.find(([pattern]) => pattern.test(param ?? ""))?.[1] ?? null;
 }

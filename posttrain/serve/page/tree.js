@@ -62,9 +62,9 @@ export class SearchTree {
   }
 }
 
-// Where every visible node stands: one column per step, from left to right. A column keeps the order of its parents, so
-// no two edges cross; within it nodes stand as near to their parents as they can without touching, and it is centred on
-// the root, since the best stand on top and the tree would climb with every step. A new step moves nothing drawn before.
+// Where every visible node stands: one column per step, from left to right. A column keeps the order of its parents,
+// so no two edges cross. Its nodes stand as near to their parents as they can without touching, and it is centred on
+// the root: the best stand on top, so the tree would climb with every step. A new step moves nothing drawn before.
 export function layout(tree, closed = new Set()) {
   const places = new Map([[0, { x: 0, y: 0, node: tree.root, column: 0 }]]);
   const columns = [[tree.root]];
