@@ -100,7 +100,7 @@ def test_unit_file_is_one_that_systemd_reads(tmp_path: Path):
     unit = (REPOSITORY / "launch/posttrain-serve.service").read_text()
     server = write_script(tmp_path / "posttrain", PYTHON)
     copy = tmp_path / "posttrain-serve.service"
-    copy.write_text(unit.replace("/opt/posttrain/.venv/bin/posttrain", str(server)))
+    copy.write_text(unit.replace("/srv/posttrain/.venv/bin/posttrain", str(server)))
     finished = run([program, "verify", str(copy)])
     assert (finished.returncode, finished.stderr) == (0, "")
 
