@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.data.encode import encode_prompt
-from posttrain.evaluation.completing import Completer, as_completion
+from posttrain.evaluation.completing import Completer
 from posttrain.evaluation.decoding import Beam, Decoding, Greedy, LikelihoodBeam, LogRatioBeam, Sampled
 from posttrain.evaluation.eval_config import EvalConfig, name_of
 from posttrain.evaluation.protocols import Protocol
@@ -19,9 +19,9 @@ from posttrain.rewards.pool import GradingPool
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.sampling import SamplingEngine, SamplingParams
 from posttrain.schema import AnswerRecord, FinishReason, Grade, Problem
-from posttrain.search.beam import BeamParams, beam_search
-from posttrain.search.best_of_n import score_samples
+from posttrain.search.drive import run_searches
 from posttrain.search.scorer import ValueScorer
+from posttrain.search.spec import Algorithm, SearchSpec, StepSpec, start
 from posttrain.search.token_beam import NextTokenScorer, TokenBeamParams, token_beam_search
 from posttrain.search.token_scores import LikelihoodScorer
 from posttrain.search.tree import NodeState, SearchTree
@@ -145,9 +145,8 @@ def _sampled(a: Answering, chunk: Chunk, sampled: Sampled) -> Iterator[AnswerRec
     if a.scorer is None:
         drawn = [[(c, None) for c in completions] for completions in _complete(a, chunk, params, sampled.n)]
     else:
-        t = _tokens(a)
-        scored = score_samples(t.engine, a.scorer, t.prompts(chunk.problems), params, sampled.n, streams=chunk.streams)
-        drawn = [[(as_completion(s.sample, t.tokenizer), s.value) for s in samples] for samples in scored]
+        spec = SearchSpec(Algorithm.BEST_OF_N, n=sampled.n)
+        drawn = [_completions(a, tree) for tree in _search(a, chunk, spec, params)]
     answers = [
         single_answer(a, problem, "sample", completion, value)
         for problem, completions in zip(chunk.problems, drawn, strict=True)
@@ -164,16 +163,37 @@ def _sampled(a: Answering, chunk: Chunk, sampled: Sampled) -> Iterator[AnswerRec
                 yield _chosen(a, "best_of_n", max(own[:m], key=_by_value), m, spent)
 
 
-def _beam(a: Answering, chunk: Chunk, beam: Beam) -> Iterator[_Answer]:
-    assert a.scorer is not None  # checked when the config was read
-    step = replace(whole_answers(a), stop=a.config.step_delimiters)
-    params = BeamParams(beam.width, beam.expansions, a.config.max_steps, step)
-    t = _tokens(a)
-    trees = beam_search(t.engine, a.scorer, t.prompts(chunk.problems), params, streams=chunk.streams)
-    for problem, tree in zip(chunk.problems, trees, strict=True):
+def _beam(a: Answering, chunk: Chunk, searched: Beam) -> Iterator[_Answer]:
+    step = StepSpec(a.config.step_delimiters)
+    spec = SearchSpec(
+        Algorithm.BEAM,
+        beam_width=searched.width,
+        expansions=searched.expansions,
+        step=step,
+        max_steps=a.config.max_steps,
+    )
+    for problem, tree in zip(chunk.problems, _search(a, chunk, spec, whole_answers(a)), strict=True):
         best = tree.best()
         value = None if best is None else best.value
-        yield _searched(a, problem, "beam", beam.width * beam.expansions, tree, value)
+        yield _searched(a, problem, "beam", spec.n_branches, tree, value)
+
+
+def _search(a: Answering, chunk: Chunk, spec: SearchSpec, sampling: SamplingParams) -> list[SearchTree]:
+    """The tree of each problem."""
+    t = _tokens(a)
+    places = zip(t.prompts(chunk.problems), chunk.streams, strict=True)
+    return run_searches(t.engine, a.scorer, [start(spec, prompt, sampling, stream) for prompt, stream in places])
+
+
+def _completions(a: Answering, tree: SearchTree) -> list[tuple[Completion, float | None]]:
+    """The samples of a tree of whole answers in the order drawn, with their values."""
+    by_place: dict[int, tuple[Completion, float | None]] = {}
+    for node in tree.nodes[1:]:
+        reason = FinishReason.STOP if node.state is NodeState.ANSWER else FinishReason.LENGTH
+        text = str(_tokens(a).tokenizer.decode(list(node.token_ids), skip_special_tokens=True))
+        completion = Completion(text, reason, len(node.token_ids))
+        by_place |= dict.fromkeys(node.places, (completion, node.value))
+    return [by_place[place] for place in sorted(by_place)]
 
 
 def _token_beam(a: Answering, chunk: Chunk, how: str, scorer: NextTokenScorer, width: int) -> Iterator[_Answer]:

@@ -44,13 +44,22 @@ class Round:
 
 Search = Generator[Expand | Score | Round, Any, SearchTree]
 Asking = Generator[Expand | Score | Round, Any, list[Node]]  # a part of a search, which ends with nodes
+Families = Generator[Expand | Score | Round, Any, list[list[Node]]]  # one that ends with the children of each node
 
 
 def expand(tree: SearchTree, nodes: Sequence[Node], params: SamplingParams, n: int, streams: Sequence[int]) -> Asking:
     """The children of `nodes` from n samples of each, in order."""
+    families = yield from expand_each(tree, nodes, params, n, streams)
+    return [child for children in families for child in children]
+
+
+def expand_each(
+    tree: SearchTree, nodes: Sequence[Node], params: SamplingParams, n: int, streams: Sequence[int]
+) -> Families:
+    """The children of each of `nodes` from n samples of it. A node may come twice, with two streams."""
     prefixes = tuple(tree.prompt + tree.completion(node) for node in nodes)
     grown: list[list[Sample]] = yield Expand(prefixes, params, n, tuple(streams))
-    return [child for parent, samples in zip(nodes, grown, strict=True) for child in tree.add(parent, samples)]
+    return [tree.add(parent, samples) for parent, samples in zip(nodes, grown, strict=True)]
 
 
 def read_values(tree: SearchTree, nodes: Sequence[Node]) -> Asking:

@@ -23,6 +23,7 @@ class BeamParams:
     ranking: Ranking = field(default_factory=Ranking)
     budget: Budget = field(default_factory=Budget)
     answers_take_width: bool = False  # an answer leaves its place empty, and the search ends with the last place
+    scores_end: bool = False  # V of an answer is read after its end: an agent's turn
 
     def __post_init__(self) -> None:
         if min(self.width, self.expansions, self.max_steps) < 1:
@@ -30,6 +31,10 @@ class BeamParams:
                 f"width {self.width}, expansions {self.expansions}, max_steps {self.max_steps}: each needs 1 or more"
             )
         require_steps(self.sampling, self.expansions)
+
+    def plant(self, prompt: Sequence[int]) -> SearchTree:
+        """The tree of a search that is still to grow."""
+        return SearchTree(tuple(prompt), self.scores_end, self.budget.answer_tokens)
 
 
 def require_steps(sampling: SamplingParams, expansions: int) -> None:
@@ -46,7 +51,7 @@ def beam(prompt: Sequence[int], params: BeamParams, *, stream: int = 0) -> Searc
     Each round samples `expansions` steps from every open node, reads V of each candidate at its last token, moves
     those that ended to the answer pool and keeps the `width` open candidates of highest score.
     """
-    tree = SearchTree(tuple(prompt))
+    tree = params.plant(prompt)
     purse = params.budget.start()
     kept, width = [tree.root], params.width
     for _ in range(params.max_steps):

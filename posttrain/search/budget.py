@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from posttrain.sampling import SamplingParams
-from posttrain.search.asks import Asking, expand
+from posttrain.search.asks import Asking, Families, expand_each
 from posttrain.search.tree import Node, NodeState, SearchTree
 
 
@@ -18,9 +18,10 @@ class Budget:
     tokens: int | None = None  # sampled, pruned branches included
     value_calls: int | None = None  # prefixes scored
     milliseconds: int | None = None  # from the search's first ask
+    answer_tokens: int | None = None  # of one answer: a longer one is cut there
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "value_calls", "milliseconds"):
+        for name in ("tokens", "value_calls", "milliseconds", "answer_tokens"):
             bound = getattr(self, name)
             if bound is not None and bound < 1:
                 raise ValueError(f"budget of {name} is {bound}, needs at least 1, or none")
@@ -40,14 +41,27 @@ class Purse:
         self, tree: SearchTree, nodes: Sequence[Node], params: SamplingParams, n: int, streams: Sequence[int]
     ) -> Asking:
         """`asks.expand` with its tokens cut down to what is left; no nodes when nothing is, which the tree says."""
+        families = yield from self.expand_each(tree, nodes, params, n, streams)
+        return [child for children in families for child in children]
+
+    def expand_each(
+        self, tree: SearchTree, nodes: Sequence[Node], params: SamplingParams, n: int, streams: Sequence[int]
+    ) -> Families:
+        """`asks.expand_each` in the same way."""
         n_tokens = self._affordable_tokens(tree, params.max_new_tokens, len(nodes) * n)
         if n_tokens < 1:
             tree.is_over_budget = True
             return []
-        grown = yield from expand(tree, nodes, replace(params, max_new_tokens=n_tokens), n, streams)
-        if n_tokens < params.max_new_tokens and any(node.state is NodeState.CUT for node in grown):
-            tree.is_over_budget = True
-        return grown
+        families = yield from expand_each(tree, nodes, replace(params, max_new_tokens=n_tokens), n, streams)
+        is_cut = any(node.state is NodeState.CUT for children in families for node in children)
+        tree.is_over_budget |= is_cut and n_tokens < params.max_new_tokens
+        return families
+
+    def n_whole(self, tree: SearchTree, n_tokens: int, n: int) -> int:
+        """How many of n samples of n_tokens are sure to be paid; 1 at least, which `expand` may then cut."""
+        if self.budget.tokens is None:
+            return n
+        return min(n, max(1, (self.budget.tokens - tree.n_generated_tokens) // n_tokens))
 
     def _affordable_tokens(self, tree: SearchTree, n_tokens: int, n_samples: int) -> int:
         """Tokens that each of n_samples more may take; 0: none."""

@@ -27,7 +27,12 @@ class Node:
     logp: float | None = None  # Σ log π of this step's tokens, nats; None: a search that does not sample
     value: float | None = None  # V at the end of SearchTree.scored_prefix, in reward units; None: not asked for
     score: float = 0.0  # what the search ranks by
-    n_merged: int = 1  # how many identical samples this node stands for
+    places: tuple[int, ...] = (0,)  # among the samples of its parent: identical ones are one node
+
+    @property
+    def n_merged(self) -> int:
+        """How many identical samples this node stands for."""
+        return len(self.places)
 
 
 @dataclass(slots=True)
@@ -41,6 +46,7 @@ class SearchTree:
 
     prompt: tuple[int, ...]
     scores_end: bool = False
+    max_answer_tokens: int | None = None  # longer answers are cut there; None: no bound
     nodes: list[Node] = field(default_factory=list)
     n_generated_tokens: int = 0
     n_value_calls: int = 0  # prefixes that a value model was asked for
@@ -68,16 +74,26 @@ class SearchTree:
         return tuple(token for step in self.path(node) for token in step.token_ids)
 
     def add(self, parent: Node, samples: Sequence[Sample]) -> list[Node]:
-        """Children of `parent`, identical samples merged; their values and scores are still to be set."""
-        children: dict[tuple[int, ...], Node] = {}
-        for sample in samples:
-            if sample.token_ids in children:
-                children[sample.token_ids].n_merged += 1
-                self.n_generated_tokens += len(sample.token_ids)
+        """The children of `parent` that these samples are, each once; values and scores are still to be set.
+
+        Samples that are identical, to one another or to a child that was there, are one node.
+        """
+        children = {node.token_ids: node for node in self.nodes[parent.index + 1 :] if node.parent == parent.index}
+        n_before = sum(child.n_merged for child in children.values())
+        n_left = None if self.max_answer_tokens is None else self.max_answer_tokens - len(self.completion(parent))
+        added: dict[int, Node] = {}
+        for place, sample in enumerate(samples, start=n_before):
+            token_ids = sample.token_ids[:n_left]
+            child = children.get(token_ids)
+            if child is None:
+                child = self.grow(parent, token_ids, _state_after(sample, n_left), logp=sum(sample.logp[:n_left]))
+                child.places = (place,)
+                self.n_generated_tokens += len(sample.token_ids) - len(token_ids)
             else:
-                child = self.grow(parent, sample.token_ids, _state_after(sample), logp=sum(sample.logp))
-                children[sample.token_ids] = child
-        return list(children.values())
+                child.places += (place,)
+                self.n_generated_tokens += len(sample.token_ids)
+            children[token_ids] = added[child.index] = child
+        return list(added.values())
 
     def grow(
         self,
@@ -108,7 +124,11 @@ class SearchTree:
         return None
 
 
-def _state_after(sample: Sample) -> NodeState:
-    if sample.finish_reason is FinishReason.LENGTH:
+def _state_after(sample: Sample, n_left: int | None) -> NodeState:
+    """Of a node for `sample`, below which n_left tokens were left."""
+    n_tokens = len(sample.token_ids)
+    if sample.finish_reason is FinishReason.LENGTH or (n_left is not None and n_tokens > n_left):
         return NodeState.CUT
-    return NodeState.ANSWER if sample.stop_string is None else NodeState.OPEN
+    if sample.stop_string is None:
+        return NodeState.ANSWER
+    return NodeState.CUT if n_tokens == n_left else NodeState.OPEN
