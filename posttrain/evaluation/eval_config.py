@@ -9,18 +9,19 @@ from typing import Literal
 
 from posttrain.data.problems import TemplateName
 from posttrain.evaluation.decoding import (
-    Beam,
     Decoding,
     Greedy,
     LogRatioBeam,
     Sampled,
+    asks_values,
     parse_decoding,
     require_distinct_records,
 )
+from posttrain.evaluation.search_options import SearchOptions
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(SearchOptions):
     """What to answer, with which networks, and how."""
 
     problems: str = field(
@@ -77,8 +78,9 @@ class EvalConfig:
     decoding: tuple[str, ...] = field(
         default=("greedy",),
         metadata={
-            "help": "any of: greedy, sample:N (with best-of-n and majority), beam:WxE (by value), likelihood:B and "
-            "log_ratio:B (token by token)"
+            "help": "any of: greedy, sample:N (with best-of-n and votes), best_of_n:N, majority:N, "
+            "weighted_majority:N, beam:WxE and dvts:WxE (step by step, by value), likelihood:B, log_ratio:B and "
+            "value_rerank:BxK (token by token)"
         },
     )
     template: TemplateName | None = field(
@@ -91,8 +93,6 @@ class EvalConfig:
     )
     temperature: float = field(default=1.0, metadata={"help": "temperature of samples and beam steps"})
     top_p: float = field(default=1.0, metadata={"help": "cut samples to the likeliest tokens with this mass"})
-    step_delimiters: tuple[str, ...] = field(default=("\n",), metadata={"help": "strings that end a step of a beam"})
-    max_steps: int = field(default=20, metadata={"help": "most steps of a beam (the paper: 20)"})
     batch_size: int = field(default=256, metadata={"help": "sequences sampled or scored at once"})
     problems_per_chunk: int = field(
         default=64, metadata={"help": "problems answered between two writes; a stopped run loses at most these"}
@@ -119,8 +119,9 @@ def decodings_of(config: EvalConfig) -> list[Decoding]:
         raise ValueError(f"engine is {config.engine} and url {config.url}: set --engine url --url URL, or neither")
     if config.engine == "url" and config.value_model is not None:
         raise ValueError("engine url gives text alone, and a value model reads tokens: use transformers or vllm")
-    if config.value_model is None and any(isinstance(d, Beam) for d in decodings):
-        raise ValueError("a beam is steered by a value model: set value_model, or leave beam:... out of decoding")
+    for text, decoding in zip(config.decoding, decodings, strict=True):
+        if config.value_model is None and asks_values(decoding, value_weight=config.value_weight):
+            raise ValueError(f"{text} goes by value: set value_model, or leave it out of decoding")
     if config.value_model is None and config.values_output is not None:
         raise ValueError("values_output needs a value model: set value_model")
     if config.reference is None and any(isinstance(d, LogRatioBeam) for d in decodings):

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.data.problems import PromptTemplate
 from posttrain.data.tokenizer_card import require_same_tokens
-from posttrain.evaluation.answering import Answering, TokenAccess
 from posttrain.evaluation.completing import LocalCompleter, RemoteCompleter
 from posttrain.evaluation.decoding import LogRatioBeam
 from posttrain.evaluation.eval_config import EvalConfig, decodings_of
+from posttrain.evaluation.networks import Answering, TokenAccess
 from posttrain.evaluation.protocols import Protocol, protocol_named, protocol_of_template
 from posttrain.evaluation.remote import RemoteModel
 from posttrain.evaluation.tasks import task_source

@@ -5,20 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from posttrain.data.problems import find_data, read_problems, require_distinct_ids
-from posttrain.evaluation.answering import Answering, Chunk, answer, graded, single_answer, whole_answers
+from posttrain.evaluation.answering import answer, graded, single_answer
 from posttrain.evaluation.completing import as_completion
-from posttrain.evaluation.decoding import Beam, Decoding, LogRatioBeam, Sampled, methods_of
+from posttrain.evaluation.decoding import (
+    Chosen,
+    Decoding,
+    LogRatioBeam,
+    Sampled,
+    Stepwise,
+    ValueRerank,
+    methods_of,
+)
 from posttrain.evaluation.eval_config import EvalConfig, decodings_of, name_of, output_of
 from posttrain.evaluation.ledger import Ledger, expected_keys, keyed, problem_key
 from posttrain.evaluation.loading import load_answering, prompt_template, protocol_of
+from posttrain.evaluation.networks import Answering, Chunk
 from posttrain.evaluation.outcome import disagreements, summary, write_outcome
+from posttrain.evaluation.search_options import SearchOptions
 from posttrain.evaluation.solutions import read_solution, write_solutions
 from posttrain.evaluation.statistics import wilson_interval
 from posttrain.evaluation.tasks import task_source
@@ -98,8 +108,11 @@ def _settings(config: EvalConfig, decoding: Decoding, hashes: Mapping[str, str |
         case Sampled():
             names += ["temperature", "top_p"]
             networks += ["value_model"]
-        case Beam():  # its random streams are those of its chunk
-            names += ["temperature", "top_p", "step_delimiters", "max_steps", "problems_per_chunk"]
+        case Chosen() | Stepwise():
+            names += ["temperature", "top_p", *(option.name for option in fields(SearchOptions))]
+            networks += ["value_model"]
+        case ValueRerank():
+            names += ["value_weight"]
             networks += ["value_model"]
         case LogRatioBeam():
             names += ["min_probability"]
@@ -180,10 +193,10 @@ def _card(config: EvalConfig) -> dict[str, object]:
 
 def _write_values(a: Answering, problems: Sequence[Problem], path: Path) -> None:
     """V along the first sample of each of the first problems."""
-    assert a.value_model is not None and a.tokens is not None  # checked when the config was read
+    assert a.value_model is not None and a.token_access is not None  # checked when the config was read
     shown, tokenizer = problems[: a.config.n_solutions], a.tokens.tokenizer
     prompts = a.tokens.prompts(shown)
-    samples = [sample for (sample,) in a.tokens.engine.sample(prompts, whole_answers(a), 1)]
+    samples = [sample for (sample,) in a.tokens.engine.sample(prompts, a.sampling(), 1)]
     completions = [as_completion(sample, tokenizer) for sample in samples]
     answers = [single_answer(a, problem, "sample", c, None) for problem, c in zip(shown, completions, strict=True)]
     solutions = [

@@ -95,7 +95,7 @@ def prompt_ids(files: Files) -> list[list[int]]:
 
 def test_every_problem_has_one_record_per_method_and_budget_and_all_its_samples(records):
     n = len(STARTS)
-    chosen = {(f"tiny/{how}", m): n for how in ("majority", "best_of_n") for m in (2, 4, 8)}
+    chosen = {(f"tiny/{how}", m): n for how in ("majority", "weighted_majority", "best_of_n") for m in (2, 4, 8)}
     expected = {("tiny/greedy", 1): n, ("tiny/sample", 1): n * N_SAMPLES, ("tiny/beam", 6): n, **chosen}
     assert {key: len(group) for key, group in records.items()} == expected
 
@@ -152,6 +152,19 @@ def test_best_of_n_has_the_highest_value_of_the_first_m_samples_that_ended_and_p
         ended = [sample for sample in first if sample.finish_reason is FinishReason.STOP] or first
         assert record.value == max(sample.value for sample in ended)
         assert record.text in {sample.text for sample in ended if sample.value == record.value}
+        assert record.n_generated_tokens == sum(sample.n_generated_tokens for sample in first)
+
+
+@pytest.mark.parametrize("m", [2, 4, 8])
+def test_weighted_majority_is_the_first_sample_of_the_answer_with_the_largest_sum_of_values_above_0(records, drawn, m):
+    for record in records["tiny/weighted_majority", m]:
+        first = drawn[record.task_id][:m]
+        weight = Counter()
+        for sample in first:
+            weight[final_answer(sample.text)] += max(sample.value, 0.0)
+        weight[None] = 0.0  # what cannot be read has no vote
+        expected = next(s for s in first if weight[final_answer(s.text)] == max(weight.values()))
+        assert (record.text, record.value) == (expected.text, expected.value)
         assert record.n_generated_tokens == sum(sample.n_generated_tokens for sample in first)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 
+from posttrain.sampling import Sample
+from posttrain.schema import FinishReason
 from posttrain.search.best_of_n import AnswersParams
 from posttrain.search.drive import run_searches
 from posttrain.search.vote import majority, votes, weighted_majority
@@ -95,3 +97,13 @@ def test_equally_frequent_answers_go_to_the_first_drawn():
 
     (tree,) = run_searches(TwoPairs(), None, [majority(PROMPT, AnswersParams(4, WHOLE), total_of_one)])
     assert tree.best().token_ids == (4, EOS)
+
+
+def test_a_cut_answer_votes_and_is_elected_though_another_ended():
+    class TwoCut:
+        def sample(self, prompts, params, n, *, streams=None):
+            cut = Sample((3,), (-1.0,), FinishReason.LENGTH, None)
+            return [[ended((2, EOS)), cut, cut] for _ in prompts]
+
+    (tree,) = run_searches(TwoCut(), None, [majority(PROMPT, AnswersParams(3, WHOLE), total_of_one)])
+    assert (tree.best().token_ids, tree.best().score) == ((3,), 2.0)
