@@ -69,7 +69,9 @@ class EvalConfig(SearchOptions):
     )
     min_probability: float = field(
         default=0.0,
-        metadata={"help": "log_ratio:B takes only tokens that the policy gives at least this probability"},
+        metadata={
+            "help": "log_ratio:B and value_rerank:BxK take only tokens that the policy gives this probability or more"
+        },
     )
     values_output: str | None = field(
         default=None, metadata={"help": "also write V along one sample of each of the first n_solutions problems here"}

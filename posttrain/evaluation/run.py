@@ -112,7 +112,7 @@ def _settings(config: EvalConfig, decoding: Decoding, hashes: Mapping[str, str |
             names += ["temperature", "top_p", *(option.name for option in fields(SearchOptions))]
             networks += ["value_model"]
         case ValueRerank():
-            names += ["value_weight"]
+            names += ["value_weight", "min_probability"]
             networks += ["value_model"]
         case LogRatioBeam():
             names += ["min_probability"]

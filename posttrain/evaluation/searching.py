@@ -63,7 +63,12 @@ def _value_rerank(a: Answering, top_k: int) -> ValueRerankScorer:
     assert a.value_model is not None  # checked when the config was read
     engine = a.tokens.transformers_engine
     return ValueRerankScorer(
-        engine.model, a.value_model, engine.eos_ids, top_k=top_k, value_weight=a.config.value_weight
+        engine.model,
+        a.value_model,
+        engine.eos_ids,
+        top_k=top_k,
+        value_weight=a.config.value_weight,
+        min_probability=a.config.min_probability,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -20,7 +21,8 @@ class ValueRerankScorer:
 
     Along a path the values telescope, so that it scores (1 − w) Σ log π + w (V(end) − V(start)). EOS gains nothing:
     V of an answer is that of the state in which EOS is chosen, as in a step-level search. With w = 0 this is
-    likelihood search among the top_k.
+    likelihood search among the top_k. A token to which the policy gives less than `min_probability` is never taken: V
+    was learned where the policy goes, and says little elsewhere.
 
     Every token reads top_k values: the value model goes on from one cache per child. Raises ValueError for networks of
     different vocabularies and for numbers out of range.
@@ -34,14 +36,18 @@ class ValueRerankScorer:
         *,
         top_k: int,
         value_weight: float,
+        min_probability: float = 0.0,
     ) -> None:
         require_same_vocabulary(policy, value_model, "value model", "both read the same token ids")
         if not 1 <= top_k <= policy.config.get_text_config().vocab_size:
             raise ValueError(f"top_k is {top_k}, needs 1 up to the size of the vocabulary")
         if not 0 <= value_weight <= 1:
             raise ValueError(f"value_weight is {value_weight}, needs a number from 0 (log π) to 1 (V)")
+        if not 0 <= min_probability < 1:
+            raise ValueError(f"min_probability is {min_probability}, needs 0 (every token) or more, and below 1")
         self.top_k = top_k
         self.value_weight = value_weight
+        self._min_logp = math.log(min_probability) if min_probability > 0 else -math.inf
         self._policy = LikelihoodScorer(policy)
         self._reader = _ValueReader(value_model.eval())
         self._eos = torch.tensor(sorted(eos_ids), device=policy.device)
@@ -73,7 +79,8 @@ class ValueRerankScorer:
         self._children, self._values = top.indices, self._read.logits[:, 0].view_as(top.indices)
         gain = torch.where(torch.isin(top.indices, self._eos), 0.0, self._values - value[:, None])
         score = (1 - self.value_weight) * top.values + self.value_weight * gain
-        score = torch.where(top.values == -torch.inf, -torch.inf, score)  # with w = 1 they would be 0 · inf
+        is_barred = (top.values == -torch.inf) | (top.values < self._min_logp)  # with w = 1 the former are 0 · inf
+        score = torch.where(is_barred, -torch.inf, score)
         return torch.full_like(logp, -torch.inf).scatter(1, top.indices, score)
 
 

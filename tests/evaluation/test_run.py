@@ -282,7 +282,7 @@ def test_a_finished_evaluation_is_told_again_without_loading_a_network(files, tm
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"value_model": None, "decoding": ("beam:2x2",)}, "a beam is steered by a value model: set value_model"),
+        ({"value_model": None, "decoding": ("beam:2x2",)}, "beam:2x2 goes by value: set value_model"),
         ({"value_model": None, "decoding": ("greedy",), "values_output": "v"}, "values_output needs a value model"),
         ({"decoding": ("beam:2",)}, "decoding 'beam:2' is none of: greedy"),
         ({"decoding": ("beam:2x2", "beam:4x1")}, "both give 'beam' answers with a budget of 4"),

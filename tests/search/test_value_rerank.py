@@ -126,6 +126,23 @@ def test_a_token_that_the_policy_rules_out_is_never_taken_whatever_its_value():
     assert any(node.state is NodeState.ANSWER for tree in trees for node in tree.nodes)
 
 
+def test_min_probability_keeps_the_search_to_tokens_that_the_policy_would_take():
+    policy, value_model = networks(0)
+
+    def smallest(min_probability):
+        scorer = ValueRerankScorer(
+            policy, value_model, {EOS}, top_k=VOCAB, value_weight=1.0, min_probability=min_probability
+        )
+        trees = token_beam_search(scorer, PROMPTS, {EOS}, TokenBeamParams(2, 4, 16))
+        return min(
+            logp_after(policy, tree.prompt + tree.completion(node)[:-1])[node.token_ids[0]].exp().item()
+            for tree in trees
+            for node in tree.nodes[1:]
+        )
+
+    assert smallest(0.0) < 0.1 <= smallest(0.1)
+
+
 def test_numbers_out_of_range_and_networks_of_two_vocabularies_are_refused():
     policy, value_model = networks(0)
     with pytest.raises(ValueError, match="top_k is 13, needs 1 up to"):
