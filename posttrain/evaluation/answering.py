@@ -30,6 +30,7 @@ class _Answer:
     n_generated_tokens: int
     value: float | None
     n_value_calls: int = 0
+    n_steps: int = 0
 
 
 def answer(a: Answering, chunk: Chunk, decoding: Decoding) -> list[AnswerRecord]:
@@ -61,7 +62,8 @@ def graded(a: Answering, answers: Sequence[_Answer]) -> list[AnswerRecord]:
 def single_answer(a: Answering, problem: Problem, how: str, completion: Completion, value: float | None) -> _Answer:
     """One completion as an answer to its problem."""
     text = a.protocol.answer_in(completion.text)
-    return _Answer(problem, how, 1, text, completion.finish_reason, completion.n_tokens, value)
+    n_value_calls = int(value is not None)
+    return _Answer(problem, how, 1, text, completion.finish_reason, completion.n_tokens, value, n_value_calls)
 
 
 def _greedy(a: Answering, chunk: Chunk) -> Iterator[_Answer]:
@@ -117,6 +119,7 @@ def _chosen(a: Answering, own: Sequence[AnswerRecord], said: Sequence[str | None
             method=f"{name_of(a.config)}/{how}",
             budget=len(own),
             n_generated_tokens=sum(record.n_generated_tokens for record in own),
+            n_value_calls=0 if how == "majority" else len(own),
         )
 
 
@@ -127,8 +130,17 @@ def _searched(a: Answering, chunk: Chunk, decoding: Searched) -> Iterator[_Answe
         best = tree.best()
         text = "" if best is None else a.protocol.answer_in(a.tokens.text(tree.completion(best)))
         finish_reason = FinishReason.LENGTH if best is None else _finish_reason(best.state)
-        value = None if best is None else best.value
-        yield _Answer(problem, how, budget, text, finish_reason, tree.n_generated_tokens, value, tree.n_value_calls)
+        yield _Answer(
+            problem,
+            how,
+            budget,
+            text,
+            finish_reason,
+            tree.n_generated_tokens,
+            value=None if best is None else best.value,
+            n_value_calls=tree.n_value_calls,
+            n_steps=0 if best is None else best.depth,
+        )
 
 
 def _finish_reason(state: NodeState) -> FinishReason:
@@ -148,4 +160,6 @@ def _record(a: Answering, answer: _Answer, grades: tuple[tuple[str, Grade], ...]
         value=answer.value,
         grades=grades,
         tags=answer.problem.tags,
+        n_value_calls=answer.n_value_calls,
+        n_steps=answer.n_steps,
     )

@@ -252,8 +252,13 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "key": _name,
     "grades": _pairs(_grade),
     "tags": _pairs(_text),
+    "n_value_calls": _integer(0),
+    "answer": _text,
+    "n_steps": _integer(0),
+    "tree": _text,
 }
-_OPTIONAL = ("key", "grades", "tags")  # absent in a line that has none
+# Absent in a line that has none.
+_OPTIONAL = ("key", "grades", "tags", "n_value_calls", "answer", "n_steps", "tree")
 
 
 def _open_to_read(path: Path) -> IO[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from posttrain.config_fields import plain
 from posttrain.data.problems import find_data, read_problems, require_distinct_ids
 from posttrain.evaluation.answering import answer, graded, single_answer
 from posttrain.evaluation.completing import as_completion
@@ -187,8 +188,7 @@ def _data_sha256(config: EvalConfig) -> dict[str, str]:
 
 def _card(config: EvalConfig) -> dict[str, object]:
     protocol = protocol_of(config)
-    shown = {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(config).items()}
-    return {**shown, "protocol": {**asdict(protocol), "hash": protocol.hash()}}
+    return {**plain(asdict(config)), "protocol": {**asdict(protocol), "hash": protocol.hash()}}
 
 
 def _write_values(a: Answering, problems: Sequence[Problem], path: Path) -> None:

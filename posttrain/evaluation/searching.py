@@ -13,7 +13,7 @@ from posttrain.search.drive import run_searches
 from posttrain.search.spec import Algorithm, SearchSpec, start
 from posttrain.search.token_beam import NextTokenScorer, TokenBeamParams, token_beam_search
 from posttrain.search.token_scores import LikelihoodScorer
-from posttrain.search.tree import SearchTree
+from posttrain.search.tree import NodeState, SearchTree
 from posttrain.search.value_rerank import ValueRerankScorer
 from posttrain.search.vote import AnswerOf
 
@@ -34,7 +34,10 @@ def search_trees(a: Answering, chunk: Chunk, decoding: Greedy | Searched) -> lis
             assert a.log_ratio is not None  # checked when the config was read
             return _token_beams(a, chunk, a.log_ratio, width)
         case ValueRerank(width, top_k):
-            return _token_beams(a, chunk, _value_rerank(a, top_k), width)
+            trees = _token_beams(a, chunk, _value_rerank(a, top_k), width)
+            for tree in trees:  # what stayed open was extended, and the values of its top_k children were read
+                tree.n_value_calls = top_k * sum(node.state is NodeState.OPEN for node in tree.nodes)
+            return trees
 
 
 def trees_of(a: Answering, chunk: Chunk, spec: SearchSpec, sampling: SamplingParams) -> list[SearchTree]:
