@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from posttrain.rewards.grade import grade_all
 from posttrain.schema import AnswerRecord, FinishReason, Grade, Problem
 from posttrain.search.spec import Algorithm, SearchSpec
 from posttrain.search.tree import NodeState, SearchTree
+from posttrain.search.tree_json import tree_to_json
 from posttrain.search.vote import vote_of_value, votes
 
 
@@ -30,14 +32,16 @@ class _Answer:
     n_generated_tokens: int
     value: float | None
     n_value_calls: int = 0
+    said: str | None = None
     n_steps: int = 0
+    tree: str | None = None
 
 
 def answer(a: Answering, chunk: Chunk, decoding: Decoding) -> list[AnswerRecord]:
     """The records of one decoding, in the order of the problems."""
     match decoding:
-        case Greedy():
-            return graded(a, list(_greedy(a, chunk)))
+        case Greedy() if a.token_access is None:
+            return graded(a, list(_greedy_elsewhere(a, chunk)))
         case Sampled():
             return list(_sampled(a, chunk, decoding))
         case _:
@@ -47,16 +51,21 @@ def answer(a: Answering, chunk: Chunk, decoding: Decoding) -> list[AnswerRecord]
 def graded(a: Answering, answers: Sequence[_Answer]) -> list[AnswerRecord]:
     """Records of these answers, graded together by every grader of the protocol."""
     names = a.protocol.graders
-    if names:
-        pairs = [(replace(answer.problem, grader=name), answer.text) for name in names for answer in answers]
-        flat = grade_all(pairs, a.pool)
-        by_grader = [flat[k * len(answers) : (k + 1) * len(answers)] for k in range(len(names))]
-    else:
-        by_grader = [grade_all([(answer.problem, answer.text) for answer in answers], a.pool)]
+    pairs = [(answer.problem, answer.text) for answer in answers]
+    if not names:
+        return [_record(a, one, (), grade) for one, grade in zip(answers, _grades(a, pairs), strict=True)]
+    flat = _grades(a, [(replace(problem, grader=name), text) for name in names for problem, text in pairs])
+    by_grader = [flat[k * len(answers) : (k + 1) * len(answers)] for k in range(len(names))]
     return [
-        _record(a, answer, tuple(zip(names, grades, strict=True)) if names else (), grades[0])
-        for answer, grades in zip(answers, zip(*by_grader, strict=True), strict=True)
+        _record(a, one, tuple(zip(names, grades, strict=True)), grades[0])
+        for one, grades in zip(answers, zip(*by_grader, strict=True), strict=True)
     ]
+
+
+def _grades(a: Answering, pairs: Sequence[tuple[Problem, str]]) -> list[Grade]:
+    """Of each answer to a problem, UNGRADED where none is known to be right."""
+    known = iter(grade_all([pair for pair in pairs if pair[0].answer], a.pool))
+    return [next(known) if problem.answer else Grade.UNGRADED for problem, _ in pairs]
 
 
 def single_answer(a: Answering, problem: Problem, how: str, completion: Completion, value: float | None) -> _Answer:
@@ -66,7 +75,8 @@ def single_answer(a: Answering, problem: Problem, how: str, completion: Completi
     return _Answer(problem, how, 1, text, completion.finish_reason, completion.n_tokens, value, n_value_calls)
 
 
-def _greedy(a: Answering, chunk: Chunk) -> Iterator[_Answer]:
+def _greedy_elsewhere(a: Answering, chunk: Chunk) -> Iterator[_Answer]:
+    """The likeliest answers of a server."""
     drawn = a.completer.complete(chunk.problems, chunk.streams, a.sampling(temperature=0.0), 1)
     for problem, (completion,) in zip(chunk.problems, drawn, strict=True):
         yield single_answer(a, problem, "greedy", completion, None)
@@ -123,7 +133,7 @@ def _chosen(a: Answering, own: Sequence[AnswerRecord], said: Sequence[str | None
         )
 
 
-def _searched(a: Answering, chunk: Chunk, decoding: Searched) -> Iterator[_Answer]:
+def _searched(a: Answering, chunk: Chunk, decoding: Greedy | Searched) -> Iterator[_Answer]:
     """A search's best answer; no answer is an empty one."""
     ((how, budget, _),) = methods_of(decoding, has_value=a.scorer is not None)
     for problem, tree in zip(chunk.problems, search_trees(a, chunk, decoding), strict=True):
@@ -139,7 +149,9 @@ def _searched(a: Answering, chunk: Chunk, decoding: Searched) -> Iterator[_Answe
             tree.n_generated_tokens,
             value=None if best is None else best.value,
             n_value_calls=tree.n_value_calls,
+            said=readable(a, problem, text),
             n_steps=0 if best is None else best.depth,
+            tree=json.dumps(tree_to_json(tree, a.tokens.text)) if a.config.trees else None,
         )
 
 
@@ -161,5 +173,7 @@ def _record(a: Answering, answer: _Answer, grades: tuple[tuple[str, Grade], ...]
         grades=grades,
         tags=answer.problem.tags,
         n_value_calls=answer.n_value_calls,
+        answer=answer.said,
         n_steps=answer.n_steps,
+        tree=answer.tree,
     )

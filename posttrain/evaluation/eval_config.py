@@ -21,8 +21,8 @@ from posttrain.evaluation.search_options import SearchOptions
 
 
 @dataclass(frozen=True)
-class EvalConfig(SearchOptions):
-    """What to answer, with which networks, and how."""
+class AskConfig(SearchOptions):
+    """Problems, networks and sampling: what `eval run` and `search` share."""
 
     problems: str = field(
         metadata={
@@ -49,20 +49,6 @@ class EvalConfig(SearchOptions):
         default=None,
         metadata={"help": "prompt, stop rule and graders by name, see `posttrain eval ls`; default: the task's"},
     )
-    show_prompt: bool = field(
-        default=False, metadata={"help": "print the first problem as the policy reads it, and end"}
-    )
-    engine: Literal["transformers", "vllm", "url"] = field(
-        default="transformers",
-        metadata={"help": "what runs the policy: in this process, or behind `url`; searches need transformers"},
-    )
-    url: str | None = field(
-        default=None,
-        metadata={
-            "help": "OpenAI-compatible server of engine url, such as http://127.0.0.1:8000/v1; model is its name there"
-        },
-    )
-    n_parallel: int = field(default=8, metadata={"help": "requests that engine url has open at a time"})
     value_model: str | None = field(default=None, metadata={"help": "value model that picks answers and steers beams"})
     reference: str | None = field(
         default=None, metadata={"help": "reference that the policy was trained against, for log_ratio:B"}
@@ -71,18 +57,6 @@ class EvalConfig(SearchOptions):
         default=0.0,
         metadata={
             "help": "log_ratio:B and value_rerank:BxK take only tokens that the policy gives this probability or more"
-        },
-    )
-    values_output: str | None = field(
-        default=None, metadata={"help": "also write V along one sample of each of the first n_solutions problems here"}
-    )
-    n_solutions: int = field(default=400, metadata={"help": "solutions in values_output"})
-    decoding: tuple[str, ...] = field(
-        default=("greedy",),
-        metadata={
-            "help": "any of: greedy, sample:N (with best-of-n and votes), best_of_n:N, majority:N, "
-            "weighted_majority:N, beam:WxE and dvts:WxE (step by step, by value), likelihood:B, log_ratio:B and "
-            "value_rerank:BxK (token by token)"
         },
     )
     template: TemplateName | None = field(
@@ -103,6 +77,45 @@ class EvalConfig(SearchOptions):
     seed: int = field(default=0, metadata={"help": "seed of every sampled token"})
     dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "arithmetic of the networks"})
     device: str = field(default="auto", metadata={"help": "cpu, cuda, ...; auto takes CUDA where there is one"})
+    reader: str | None = field(
+        default=None,
+        metadata={
+            "help": "grader that reads the answers to rows without a known one, such as final_number; by default such "
+            "rows are an error"
+        },
+    )
+
+
+@dataclass(frozen=True)
+class EvalConfig(AskConfig):
+    """What to answer, with which networks, and how."""
+
+    decoding: tuple[str, ...] = field(
+        default=("greedy",),
+        metadata={
+            "help": "any of: greedy, sample:N (with best-of-n and votes), best_of_n:N, majority:N, "
+            "weighted_majority:N, beam:WxE and dvts:WxE (step by step, by value), likelihood:B, log_ratio:B and "
+            "value_rerank:BxK (token by token)"
+        },
+    )
+    show_prompt: bool = field(
+        default=False, metadata={"help": "print the first problem as the policy reads it, and end"}
+    )
+    engine: Literal["transformers", "vllm", "url"] = field(
+        default="transformers",
+        metadata={"help": "what runs the policy: in this process, or behind `url`; searches need transformers"},
+    )
+    url: str | None = field(
+        default=None,
+        metadata={
+            "help": "OpenAI-compatible server of engine url, such as http://127.0.0.1:8000/v1; model is its name there"
+        },
+    )
+    n_parallel: int = field(default=8, metadata={"help": "requests that engine url has open at a time"})
+    values_output: str | None = field(
+        default=None, metadata={"help": "also write V along one sample of each of the first n_solutions problems here"}
+    )
+    n_solutions: int = field(default=400, metadata={"help": "solutions in values_output"})
 
 
 def decodings_of(config: EvalConfig) -> list[Decoding]:
@@ -134,14 +147,14 @@ def decodings_of(config: EvalConfig) -> list[Decoding]:
     return decodings
 
 
-def name_of(config: EvalConfig) -> str:
+def name_of(config: AskConfig) -> str:
     """The policy's name in the records."""
     return config.name or Path(config.model).name
 
 
-def output_of(config: EvalConfig) -> Path:
+def output_of(config: AskConfig, *, verb: str = "eval") -> Path:
     """The file that holds the answers."""
     if config.output is not None:
         return Path(config.output)
     task = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(config.problems).stem)
-    return Path("runs/eval") / task / "answers.jsonl"
+    return Path("runs") / verb / task / "answers.jsonl"

@@ -48,7 +48,13 @@ class Asked:
 
 
 def evaluate(config: EvalConfig) -> Path:
-    """Answer every problem by every decoding of `config` and write the records; returns the file written.
+    """`answer_problems`, and the file that was written."""
+    answer_problems(config)
+    return output_of(config)
+
+
+def answer_problems(config: EvalConfig) -> list[AnswerRecord]:
+    """Answer every problem by every decoding of `config` and write the records; returns those of this evaluation.
 
     A run that was stopped goes on with the chunks that lack records; several processes may run it at once. Raises
     FileExistsError where the file has other answers under the same name and method.
@@ -57,20 +63,21 @@ def evaluate(config: EvalConfig) -> Path:
     asked = _ask(config)
     if config.show_prompt:
         print(asked.problems[0].prompt)
-        return output_of(config)
+        return []
     ledger = Ledger(output_of(config), name=name_of(config))
     ledger.refresh()
     _require_own(config, ledger, asked, decodings)
     problems = asked.problems[: config.limit]
     card = ledger.path.parent / CARDS / name_of(config)
     write_run_card(card, _card(config), _data_sha256(config))
-    seconds = {}
+    seconds, found = {}, []
     with ExitStack() as stack:
         load = cache(lambda: stack.enter_context(load_answering(config, problems)))  # when the first chunk needs it
         for text, decoding in decodings.items():
             started = time.perf_counter()
             records = _answer_all(config, load, ledger, problems, asked.keys[text], text, decoding)
             seconds[text] = time.perf_counter() - started
+            found += records
             for line in summary(records):
                 print(f"{line}   [{text}: {seconds[text]:.0f} s]")
             for line in disagreements(records):
@@ -78,14 +85,15 @@ def evaluate(config: EvalConfig) -> Path:
         write_outcome(card, ledger.records.values(), seconds=seconds)
         if config.values_output is not None:
             _write_values(load(), problems, Path(config.values_output))
-    return ledger.path
+    return found
 
 
 def _ask(config: EvalConfig) -> Asked:
     """All problems of the source, `limit` or not: their keys tell whose answers are on file."""
     protocol = protocol_of(config)
     source, _ = task_source(config.problems)
-    problems = read_problems(source, limit=None, template=prompt_template(config, protocol))
+    template = prompt_template(config, protocol)
+    problems = read_problems(source, limit=None, template=template, reader=config.reader)
     require_distinct_ids(problems)
     if not problems[: config.limit]:
         raise ValueError(
@@ -104,6 +112,7 @@ def _ask(config: EvalConfig) -> Asked:
 def _settings(config: EvalConfig, decoding: Decoding, hashes: Mapping[str, str | None]) -> dict[str, object]:
     """What the answers of one decoding depend on: of the config, and of the networks, which `hashes` tells apart."""
     names = ["engine", "dtype", "seed", "max_new_tokens"]
+    names += ["trees"] if config.trees else []
     networks = ["model"]
     match decoding:
         case Sampled():
@@ -172,7 +181,7 @@ def _show(bar: tqdm, ledger: Ledger, wanted: dict[str, set[str]]) -> None:
     done = [own for own in wanted.values() if ledger.has(own)]
     bar.n = len(done)
     records = [ledger.records[key] for own in done for key in own]
-    if records:
+    if any(record.grade is not Grade.UNGRADED for record in records):
         at = wilson_interval(sum(record.grade is Grade.CORRECT for record in records), len(records))
         bar.set_postfix_str(f"{at.estimate:.1%} [{at.low:.1%}, {at.high:.1%}]")
     bar.refresh()

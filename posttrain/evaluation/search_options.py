@@ -41,6 +41,7 @@ class SearchOptions:
         default=None, metadata={**_GROUP, "help": "most prefixes scored for one problem"}
     )
     budget_ms: int | None = field(default=None, metadata={**_GROUP, "help": "most milliseconds from a search's start"})
+    trees: bool = field(default=False, metadata={**_GROUP, "help": "keep the whole tree of each search in its record"})
 
     def spec(self, algorithm: Algorithm, *, n: int = 1, beam_width: int = 1, expansions: int = 1) -> SearchSpec:
         """A search with these options. Raises SearchSpecError for a number out of range."""
