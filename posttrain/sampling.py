@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from posttrain.schema import FinishReason
+
+TokenListener = Callable[[int, int, float], None]  # (place among the n, token id, log π), as soon as it is sampled
 
 
 @dataclass(frozen=True, slots=True)

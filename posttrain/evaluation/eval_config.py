@@ -69,6 +69,13 @@ class AskConfig(SearchOptions):
     )
     temperature: float = field(default=1.0, metadata={"help": "temperature of samples and beam steps"})
     top_p: float = field(default=1.0, metadata={"help": "cut samples to the likeliest tokens with this mass"})
+    cached_value_tokens: int = field(
+        default=0,
+        metadata={
+            "help": "tokens that the value model remembers, so that a step of a search reads its own alone; their "
+            "memory is taken at the start. 0: every prefix is read anew"
+        },
+    )
     batch_size: int = field(default=256, metadata={"help": "sequences sampled or scored at once"})
     problems_per_chunk: int = field(
         default=64, metadata={"help": "problems answered between two writes; a stopped run loses at most these"}

@@ -27,6 +27,7 @@ from posttrain.rollout.engines import load_engine, longest_sequence
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.sampling import SamplingEngine
 from posttrain.schema import Problem
+from posttrain.search.cached_scorer import CachedScorer
 from posttrain.search.scorer import ReencodingScorer, ValueScorer
 from posttrain.search.token_scores import LogRatioScorer
 
@@ -94,7 +95,10 @@ def _value(
     if isinstance(engine, TransformersEngine):
         require_same_vocabulary(engine.model, value_model, "value model", "both read the same token ids")
     value_model.to(device_named(config.device))  # pyright: ignore[reportArgumentType] - transformers hides that `to` is a method
-    return value_model, ReencodingScorer(value_model, batch_size=config.batch_size)
+    if config.cached_value_tokens == 0:
+        return value_model, ReencodingScorer(value_model, batch_size=config.batch_size)
+    cached = CachedScorer(value_model, max_tokens=config.cached_value_tokens, batch_size=config.batch_size)
+    return value_model, cached
 
 
 def _log_ratio(

@@ -30,6 +30,7 @@ from posttrain.evaluation.loading import load_answering, prompt_template, protoc
 from posttrain.evaluation.networks import Answering, Chunk
 from posttrain.evaluation.outcome import disagreements, summary, write_outcome
 from posttrain.evaluation.search_options import SearchOptions
+from posttrain.evaluation.shots import with_shots
 from posttrain.evaluation.solutions import read_solution, write_solutions
 from posttrain.evaluation.statistics import wilson_interval
 from posttrain.evaluation.tasks import task_source
@@ -94,6 +95,8 @@ def _ask(config: EvalConfig) -> Asked:
     source, _ = task_source(config.problems)
     template = prompt_template(config, protocol)
     problems = read_problems(source, limit=None, template=template, reader=config.reader)
+    if protocol.shots is not None:
+        problems = with_shots(problems, protocol.shots, template)
     require_distinct_ids(problems)
     if not problems[: config.limit]:
         raise ValueError(

@@ -58,7 +58,7 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     Padded batches and generation go on as before, and nothing of it is saved with the model.
     Raises ValueError for an architecture in which rows would mix, or that needs more than full causal attention.
     """
-    fault = _why_rows_would_mix(model)
+    fault = why_rows_would_mix(model)
     if fault is not None:
         raise ValueError(
             f"{type(model).__name__} cannot be packed: {fault}. Set padding_free to false; "
@@ -71,7 +71,8 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(PER_ROW)
 
 
-def _why_rows_would_mix(model: PreTrainedModel) -> str | None:
+def why_rows_would_mix(model: PreTrainedModel) -> str | None:
+    """What about `model` keeps rows in one sequence from being held apart by mask and positions; None if nothing."""
     settings = model.config.get_text_config().to_dict()
     partial = sorted(set(settings.get("layer_types") or ()) - {"full_attention"})
     if model._is_stateful:
@@ -131,4 +132,4 @@ def _varlen_bounds(lengths: list[int], device: torch.device) -> dict[str, Any]:
 
 
 def _trunk(model: PreTrainedModel) -> nn.Module:
-    return getattr(model, model.base_model_prefix)
+    return model.base_model

@@ -39,7 +39,7 @@ def load_policy(
         raise ValueError(f"{path} holds `{VALUE_HEAD}`: this is a value model, needed a policy (a causal LM)")
     if info["missing_keys"]:
         raise ValueError(f"{path} lacks {sorted(info['missing_keys'])}, which would start from random numbers")
-    _refuse_transformed_logits(model.config)
+    require_plain_logits(model.config)
     require_finite(model, path)
     own_memory(model)
     switch_dropout_off(model)
@@ -64,7 +64,8 @@ def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
     return reference.eval()
 
 
-def _refuse_transformed_logits(config: PretrainedConfig) -> None:
+def require_plain_logits(config: PretrainedConfig) -> None:
+    """Raises ValueError for a model whose logits are not its output head on the final hidden states."""
     settings = config.get_text_config().to_dict()
     for name, neutral in LOGIT_TRANSFORMS.items():
         if settings.get(name, neutral) != neutral:

@@ -65,6 +65,17 @@ def share_frozen_weights(policy: PreTrainedModel, value: PreTrainedModel) -> Non
             setattr(value.get_submodule(owner), attribute, shared[name])
 
 
+def first_difference(a: PreTrainedModel, b: PreTrainedModel) -> str | None:
+    """The name of a weight that only one of two networks has, or that is not the same in both; None if all are."""
+    own, others = a.state_dict(), b.state_dict()
+    for name in sorted(own.keys() | others.keys()):
+        if name not in own or name not in others or own[name].shape != others[name].shape:
+            return name
+        if own[name].dtype != others[name].dtype or not torch.equal(own[name], others[name].to(own[name].device)):
+            return name
+    return None
+
+
 def classifier_config(policy: PreTrainedModel) -> PretrainedConfig:
     """The config of the value model that the trunk of `policy` is under a head of its own.
 

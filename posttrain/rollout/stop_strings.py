@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 _REPLACEMENT = "\ufffd"  # what a tokenizer prints for bytes that are not yet a character
 _BYTES_PER_CHARACTER = 4  # UTF-8; a token holds at least one byte
+_N_KEPT = 64  # sets of stop strings that a vocabulary remembers; each holds V bytes
 
 
 class StopStrings:
@@ -19,10 +21,10 @@ class StopStrings:
     by a token that prints its last character, so `may_end` [V] tells which tokens are worth decoding for.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], *, n_vocab: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], *, may_end: Tensor) -> None:
         self.tokenizer = tokenizer
         self.stop = stop
-        self.may_end = self._tokens_that_may_end(n_vocab)
+        self.may_end = may_end
         # The slack keeps what a decoder does to the first token of a text (strip its space) out of the match.
         self._n_tail = _BYTES_PER_CHARACTER * (max(map(len, stop), default=0) + 1)
 
@@ -32,15 +34,43 @@ class StopStrings:
         ends = {stop: text.find(stop) + len(stop) for stop in self.stop if stop in text}
         return min(ends, key=ends.__getitem__, default=None)
 
-    def _tokens_that_may_end(self, n_vocab: int) -> Tensor:
-        last = {stop[-1] for stop in self.stop}
-        if not last:
-            return torch.zeros(n_vocab, dtype=torch.bool)
-        if " " in last:
+
+class StopVocabulary:
+    """The StopStrings of one tokenizer. Its tokens are decoded once, for the first stop strings that come."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, n_vocab: int, device: torch.device | str) -> None:
+        self.tokenizer = tokenizer
+        self.n_vocab = n_vocab
+        self.device = device
+        self.of = lru_cache(maxsize=_N_KEPT)(self._of)
+
+    def decode(self) -> None:
+        """Decode the vocabulary now, a matter of seconds for a large one, so that no request waits for it."""
+        _ = self._tokens_by_character
+
+    def _of(self, stop: tuple[str, ...]) -> StopStrings | None:
+        """None for no stop strings."""
+        if not stop:
+            return None
+        return StopStrings(self.tokenizer, stop, may_end=self._may_print({text[-1] for text in stop}).to(self.device))
+
+    def _may_print(self, characters: Collection[str]) -> Tensor:
+        """Of each token, [V] bool, whether its text may hold one of the characters."""
+        if " " in characters:
             # A space may come from the decoder, which joins or strips: no token shows by itself that it prints one.
-            return torch.ones(n_vocab, dtype=torch.bool)
-        pieces = (_decode(self.tokenizer, [token]) for token in range(n_vocab))
-        return torch.tensor([_REPLACEMENT in piece or not last.isdisjoint(piece) for piece in pieces])
+            return torch.ones(self.n_vocab, dtype=torch.bool)
+        may_print = torch.zeros(self.n_vocab, dtype=torch.bool)
+        for character in (*characters, _REPLACEMENT):
+            may_print[self._tokens_by_character.get(character, [])] = True
+        return may_print
+
+    @cached_property
+    def _tokens_by_character(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for token_id in range(self.n_vocab):
+            for character in set(_decode(self.tokenizer, [token_id])):
+                found.setdefault(character, []).append(token_id)
+        return found
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:

@@ -19,13 +19,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.models.cached_rows import CachedRows, read_prompts
+from posttrain.models.policy import require_plain_logits
+from posttrain.models.prefix_cache import PrefixCache
 from posttrain.rollout.choose import choose_tokens, logp_of, uniform_stream
-from posttrain.rollout.stop_strings import StopStrings
+from posttrain.rollout.stop_strings import StopStrings, StopVocabulary
 from posttrain.sampling import Sample, SamplingParams, prompt_streams
 from posttrain.schema import FinishReason
-
-# Dropping finished rows copies the cache of the rest, about the price of one step; so wait until an eighth is done.
-_LIVE_SHARE_BEFORE_COMPACTING = 7 / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +86,10 @@ class TransformersEngine:
     `batch_size` rows are decoded at a time and change speed and memory only: up to the last bits of the logits, a
     sample does not depend on it. The end-of-sequence tokens are those of the model's generation config and of the
     tokenizer. The model is put in evaluation mode while it samples and handed back as it was.
+
+    With a `prefix_cache` on the model's trunk a prompt costs only what no earlier prompt or sample began with, and
+    samples are the same up to the last bits of the logits: for searches, whose prompts are their own samples. Its
+    owner clears it when the weights change. Raises ValueError for a cache on another trunk.
     """
 
     def __init__(
@@ -96,16 +99,19 @@ class TransformersEngine:
         *,
         batch_size: int,
         device: torch.device | str,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, needs at least 1")
+        require_cache_of(model, prefix_cache)
         self.model = model.to(device)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.prefix_cache = prefix_cache
         self.device = torch.device(device)
         self.eos_ids = eos_token_ids(model, tokenizer)
         self._eos = torch.tensor(sorted(self.eos_ids), dtype=torch.int64, device=self.device)
-        self._stop_strings: dict[tuple[str, ...], StopStrings] = {}
+        self._stop = StopVocabulary(tokenizer, n_vocab=model.config.vocab_size, device=self.device)
 
     def sample(
         self,
@@ -117,9 +123,11 @@ class TransformersEngine:
     ) -> list[list[Sample]]:
         """n continuations of each prompt, in order of `prompts`; see SamplingEngine for `streams`."""
         streams = prompt_streams(prompts, streams)
+        n_positions = self.model.config.max_position_embeddings
+        n_new = [token_budget(prompt, params, n_positions, name=f"prompt {i}") for i, prompt in enumerate(prompts)]
         requests = [
-            _Request(prompt=i, sample=j, stream=streams[i], n_new=self._budget(i, prompt, params))
-            for i, prompt in enumerate(prompts)
+            _Request(prompt=i, sample=j, stream=streams[i], n_new=n_new[i])
+            for i in range(len(prompts))
             for j in range(n)
         ]
         # Stable: the n samples of a prompt stay together and share one prefill; like lengths need little padding.
@@ -136,17 +144,6 @@ class TransformersEngine:
             self.model.train(was_training)
         return [[found[i, j] for j in range(n)] for i in range(len(prompts))]
 
-    def _budget(self, index: int, prompt: Sequence[int], params: SamplingParams) -> int:
-        if not prompt:
-            raise ValueError(f"prompt {index} has no tokens: start it with the tokenizer's BOS or a first character")
-        n_positions = self.model.config.max_position_embeddings
-        if len(prompt) >= n_positions:
-            raise ValueError(
-                f"prompt {index} has {len(prompt)} tokens, the model {n_positions} positions: nothing can be added. "
-                "Shorten the prompt or raise max_position_embeddings"
-            )
-        return min(params.max_new_tokens, n_positions - len(prompt))
-
     @torch.inference_mode()
     def _sample_batch(
         self, batch: Sequence[_Request], prompts: Sequence[Sequence[int]], params: SamplingParams
@@ -155,7 +152,7 @@ class TransformersEngine:
         uniform = torch.from_numpy(
             np.stack([uniform_stream(params.seed, r.stream, r.sample, n_steps) for r in batch])
         ).to(self.device)
-        stop = self._stop_strings_of(params.stop)
+        stop = self._stop.of(params.stop)
         output = self._empty_output(batch, n_steps)
         running = self._prefill(batch, prompts)
         for step in range(n_steps):
@@ -166,10 +163,12 @@ class TransformersEngine:
             n_live = int(running.is_live.sum())
             if n_live == 0:
                 break
-            if n_live <= len(running.row) * _LIVE_SHARE_BEFORE_COMPACTING:
+            if is_worth_compacting(n_live, len(running.row)):
                 token_ids = token_ids[running.is_live]
+                self._store_finished(running, output, batch, prompts)
                 running.drop_finished()
             running.read.append(token_ids)
+        self._store_finished(running, output, batch, prompts)
         return output.samples()
 
     def _empty_output(self, batch: Sequence[_Request], n_steps: int) -> _Output:
@@ -186,7 +185,7 @@ class TransformersEngine:
         """Each prompt of the batch once, then a copy of its cache for each of its samples."""
         distinct = list(dict.fromkeys(request.prompt for request in batch))
         place = {prompt: i for i, prompt in enumerate(distinct)}
-        read = read_prompts(self.model, [prompts[prompt] for prompt in distinct])
+        read = read_from(self.prefix_cache, self.model, [prompts[prompt] for prompt in distinct])
         if len(batch) != len(distinct):
             read.select(torch.tensor([place[request.prompt] for request in batch], device=self.device))
         return _Running(
@@ -210,14 +209,54 @@ class TransformersEngine:
         output.n_new[ended] = step + 1
         running.is_live &= output.n_new[running.row] > step + 1
 
-    def _stop_strings_of(self, stop: tuple[str, ...]) -> StopStrings | None:
-        if not stop:
-            return None
-        if stop not in self._stop_strings:
-            found = StopStrings(self.tokenizer, stop, n_vocab=self.model.config.vocab_size)
-            found.may_end = found.may_end.to(self.device)
-            self._stop_strings[stop] = found
-        return self._stop_strings[stop]
+    def _store_finished(
+        self, running: _Running, output: _Output, batch: Sequence[_Request], prompts: Sequence[Sequence[int]]
+    ) -> None:
+        """Give the prefix cache what the finished rows have read: all but their last tokens."""
+        if self.prefix_cache is None:
+            return
+        places = (~running.is_live).nonzero().squeeze(-1)
+        sampled = {
+            row: output.token_ids[row, : output.n_new[row] - 1].tolist() for row in running.row[places].tolist()
+        }
+        rows = [(*prompts[batch[row].prompt], *token_ids) for row, token_ids in sampled.items()]
+        self.prefix_cache.store(rows, running.read, places.tolist())
+
+
+def require_cache_of(model: PreTrainedModel, prefix_cache: PrefixCache | None) -> None:
+    """Raises ValueError unless there is no prefix cache or the model can go on from what it has read."""
+    if prefix_cache is None:
+        return
+    if prefix_cache.trunk is not model.base_model:
+        raise ValueError("the prefix cache reads with another trunk: make it of this policy's base_model")
+    require_plain_logits(model.config)
+
+
+def read_from(
+    prefix_cache: PrefixCache | None, model: PreTrainedModel, prompts: Sequence[Sequence[int]]
+) -> CachedRows:
+    """One row per prompt, none of them empty; with a prefix cache only what it does not know is read."""
+    return read_prompts(model, prompts) if prefix_cache is None else prefix_cache.read(prompts).by(model)
+
+
+def is_worth_compacting(n_live: int, n_rows: int) -> bool:
+    """Dropping ended rows copies the cache of the rest, about the price of one step: so wait until an eighth ended."""
+    return n_live <= n_rows * 7 / 8
+
+
+def token_budget(prompt: Sequence[int], params: SamplingParams, n_positions: int, *, name: str) -> int:
+    """Tokens that may follow the prompt: max_new_tokens, or fewer where the model's positions run out.
+
+    Raises ValueError, calling the prompt `name`, when it is empty or takes every position.
+    """
+    if not prompt:
+        raise ValueError(f"{name} has no tokens: start it with the tokenizer's BOS or a first character")
+    if len(prompt) >= n_positions:
+        raise ValueError(
+            f"{name} has {len(prompt)} tokens, the model {n_positions} positions: nothing can be added. "
+            "Shorten the prompt or raise max_position_embeddings"
+        )
+    return min(params.max_new_tokens, n_positions - len(prompt))
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

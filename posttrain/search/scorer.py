@@ -28,11 +28,11 @@ class ReencodingScorer:
         self.value_model = value_model.eval()
         self.batch_size = batch_size
         self.n_tokens_read = 0
+        self.n_tokens_cached = 0  # and stays so
 
     @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        if any(len(sequence) == 0 for sequence in sequences):
-            raise ValueError("cannot score an empty sequence: a value is read at the last token of a prefix")
+        require_tokens(sequences)
         device = self.value_model.score.weight.device
         by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))  # little padding within a batch
         values = [0.0] * len(sequences)
@@ -50,5 +50,19 @@ class ReencodingScorer:
                 values[i] = v
         return values
 
+    @torch.no_grad()
+    def score_all(self, sequence: Sequence[int]) -> list[float]:
+        """V at every token of one sequence, in reward units."""
+        require_tokens([sequence])
+        input_ids = torch.tensor([list(sequence)], device=self.value_model.score.weight.device)
+        self.n_tokens_read += len(sequence)
+        return values_at_every_position(self.value_model, input_ids, torch.ones_like(input_ids).bool())[0].tolist()
+
     def forget(self, sequences: Sequence[Sequence[int]]) -> None:
         """Nothing was kept."""
+
+
+def require_tokens(sequences: Sequence[Sequence[int]]) -> None:
+    """Raises ValueError when one of the sequences is empty."""
+    if any(len(sequence) == 0 for sequence in sequences):
+        raise ValueError("cannot score an empty sequence: a value is read at the last token of a prefix")

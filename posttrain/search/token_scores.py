@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from posttrain.models.actor_critic import require_same_vocabulary
 from posttrain.models.cached_rows import CachedRows, read_prompts
+from posttrain.models.roles import first_difference
 
 
 class LikelihoodScorer:
@@ -50,7 +51,7 @@ class LogRatioScorer:
         if not 0 <= min_probability < 1:
             raise ValueError(f"min_probability is {min_probability}, needs 0 (every token) or more, and below 1")
         require_same_vocabulary(policy, reference, "reference", "it must be the model that the policy started from")
-        if _have_equal_weights(policy, reference):
+        if first_difference(policy, reference) is None:
             raise ValueError(
                 "policy and reference have equal weights: every log-ratio is 0 and no path is better than another. "
                 "Needed the trained policy and the model that it started from"
@@ -94,11 +95,3 @@ class _Network:
 
 def _log_softmax(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
-
-
-def _have_equal_weights(policy: PreTrainedModel, reference: PreTrainedModel) -> bool:
-    own, others = policy.state_dict(), reference.state_dict()
-    return own.keys() == others.keys() and all(
-        own[name].shape == others[name].shape and torch.equal(own[name], others[name].to(own[name].device))
-        for name in own
-    )

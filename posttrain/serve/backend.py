@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.sampling import Sample, SamplingParams
-
-TokenListener = Callable[[int, int, float], None]  # (place among the n, token id, log π), as soon as it is sampled
+from posttrain.sampling import Sample, SamplingParams, TokenListener
 
 
 @dataclass(frozen=True, slots=True)

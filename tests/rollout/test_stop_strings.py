@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from posttrain.rollout.stop_strings import StopStrings
+from posttrain.rollout.stop_strings import StopStrings, StopVocabulary
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,13 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return wrapped
 
 
+def stop_strings(tokenizer, *stop: str) -> StopStrings:
+    return StopVocabulary(tokenizer, n_vocab=len(tokenizer), device="cpu").of(stop)
+
+
 def ends_at(tokenizer, text: str, *stop: str) -> tuple[int, str] | None:
     """Number of tokens after which a row that says `text` would end, asked token by token as the engine asks."""
-    stops = StopStrings(tokenizer, stop, n_vocab=len(tokenizer))
+    stops = stop_strings(tokenizer, *stop)
     token_ids = tokenizer(text, add_special_tokens=False).input_ids
     for n_tokens in range(1, len(token_ids) + 1):
         if stops.may_end[token_ids[n_tokens - 1]]:
@@ -54,20 +58,20 @@ def test_row_ends_at_the_token_that_completes_the_stop_string(byte_tokenizer, te
 def test_stop_string_that_ends_first_wins_inside_one_token(tokenizer):
     # "bc\nd" is one token: "\n" ends before "d" does, whichever is named first.
     assert ends_at(tokenizer, "1", "d", "\n") is None
-    stops = StopStrings(tokenizer, ("d", "\n"), n_vocab=len(tokenizer))
+    stops = stop_strings(tokenizer, "d", "\n")
     assert stops.ending([tokenizer.convert_tokens_to_ids("bc\nd")]) == "\n"
 
 
 def test_space_at_the_end_of_a_stop_string_is_found_where_the_decoder_makes_it():
     core = Tokenizer(models.WordLevel({"Step": 0, "one": 1, "▁Step": 2, "▁": 3}, unk_token="one"))
     core.decoder = decoders.Metaspace()
-    stops = StopStrings(PreTrainedTokenizerFast(tokenizer_object=core), ("Step ",), n_vocab=4)
+    stops = stop_strings(PreTrainedTokenizerFast(tokenizer_object=core), "Step ")
     assert bool(stops.may_end[3])  # alone it decodes to "": Metaspace strips the first space
     assert stops.ending([1, 2]) is None
     assert stops.ending([1, 2, 3]) == "Step "
 
 
 def test_only_tokens_that_print_the_last_character_are_worth_decoding(byte_tokenizer):
-    stops = StopStrings(byte_tokenizer, ("END",), n_vocab=len(byte_tokenizer))
+    stops = stop_strings(byte_tokenizer, "END")
     printable = [byte_tokenizer.decode([token]) for token in stops.may_end.nonzero().squeeze(-1).tolist()]
     assert {piece for piece in printable if "\ufffd" not in piece} == {"D"}

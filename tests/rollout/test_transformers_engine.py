@@ -8,6 +8,7 @@ import torch
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.sampling import Sample, SamplingParams
 from posttrain.schema import FinishReason
+from tests.rollout.tiny_engines import model_of
 
 SAMPLED = SamplingParams(max_new_tokens=24, temperature=1.0, seed=11)
 GREEDY = SamplingParams(max_new_tokens=24, temperature=0.0, seed=0)
@@ -191,3 +192,11 @@ def test_empty_prompt_and_missing_streams_are_refused(model, tokenizer):
     with pytest.raises(ValueError, match="1 streams for 2 prompts"):
         engine.sample([[3], [4]], SAMPLED, 1, streams=[0])
     assert engine.sample([], SAMPLED, 1) == []
+
+
+def test_row_that_ran_out_of_learned_positions_does_not_stop_the_others(tokenizer):
+    model = model_of("gpt2", torch.float32, len(tokenizer))
+    params = SamplingParams(max_new_tokens=20, temperature=0.0, seed=0)
+    # One of 20 rows ends after 8 of its tokens: fewer than an eighth, so it stays and is fed on.
+    found = make_engine(model, tokenizer, batch_size=32).sample([[3] * 120, *([[3]] * 19)], params, 1)
+    assert [len(samples[0].token_ids) for samples in found] == [8] + [20] * 19
