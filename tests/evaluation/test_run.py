@@ -155,19 +155,6 @@ def test_best_of_n_has_the_highest_value_of_the_first_m_samples_that_ended_and_p
         assert record.n_generated_tokens == sum(sample.n_generated_tokens for sample in first)
 
 
-@pytest.mark.parametrize("m", [2, 4, 8])
-def test_weighted_majority_is_the_first_sample_of_the_answer_with_the_largest_sum_of_values_above_0(records, drawn, m):
-    for record in records["tiny/weighted_majority", m]:
-        first = drawn[record.task_id][:m]
-        weight = Counter()
-        for sample in first:
-            weight[final_answer(sample.text)] += max(sample.value, 0.0)
-        weight[None] = 0.0  # what cannot be read has no vote
-        expected = next(s for s in first if weight[final_answer(s.text)] == max(weight.values()))
-        assert (record.text, record.value) == (expected.text, expected.value)
-        assert record.n_generated_tokens == sum(sample.n_generated_tokens for sample in first)
-
-
 def test_majority_and_best_of_n_choose_another_sample_than_the_first_somewhere(records, drawn):
     for how in ("majority", "best_of_n"):
         group = records[f"tiny/{how}", 8]

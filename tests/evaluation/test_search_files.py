@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -80,10 +81,27 @@ def test_the_tree_of_a_record_holds_its_answer_and_all_tokens_that_it_paid_for(r
             assert record.n_value_calls == tree["n_value_calls"]
 
 
-def test_whole_answers_and_greedy_ones_are_those_of_eval_run(folder, records, tmp_path):
-    output = tmp_path / "answers.jsonl"
+@pytest.fixture(scope="module")
+def evaluated(folder):
+    output = folder / "evaluated.jsonl"
     evaluate(EvalConfig(**settings(folder, output, decoding=("greedy", "sample:8"))))
-    evaluated = group_records(read_records(output))
+    return group_records(read_records(output))
+
+
+@pytest.mark.parametrize("m", [2, 4, 8])
+def test_weighted_majority_is_the_first_sample_of_the_answer_with_the_largest_sum_of_values_above_0(evaluated, m):
+    for record in evaluated["tiny/weighted_majority", m]:
+        first = [sample for sample in evaluated["tiny/sample", 1] if sample.task_id == record.task_id][:m]
+        weight = Counter()
+        for sample in first:
+            weight[final_answer(sample.text)] += max(sample.value, 0.0)
+        weight[None] = 0.0  # what cannot be read has no vote
+        expected = next(s for s in first if weight[final_answer(s.text)] == max(weight.values()))
+        assert (record.text, record.value) == (expected.text, expected.value)
+        assert record.n_generated_tokens == sum(sample.n_generated_tokens for sample in first)
+
+
+def test_whole_answers_and_greedy_ones_are_those_of_eval_run(records, evaluated):
     for method, n in (("greedy", 1), ("majority", 8), ("weighted_majority", 8), ("best_of_n", 8)):
         one, other = evaluated[f"tiny/{method}", n], records[f"tiny/{method}", n]
         assert [(r.text, r.grade, r.finish_reason, r.n_generated_tokens) for r in one] == [
