@@ -126,6 +126,12 @@ VERBS = (
         function="posttrain.evaluation.validate:validate",
     ),
     Verb(
+        "search",
+        "Search for an answer to every problem of a file: best-of-n, votes, beams, diverse sub-trees, by value.",
+        config="posttrain.evaluation.search_files:SearchConfig",
+        function="posttrain.evaluation.search_files:search",
+    ),
+    Verb(
         "alfworld baseline",
         "Play the official ALFWorld games with an agent that needs no model, and print the share of games won.",
         config="posttrain.evaluation.alfworld_baseline:BaselineConfig",

@@ -92,7 +92,7 @@ class Problem:
     where: str
     task_id: str
     prompt: str  # the exact text the policy continues
-    answer: str  # the gold final answer
+    answer: str  # the gold final answer; empty: nobody knows it, and a search is not graded
     grader: str  # one of GRADER_NAMES, or "reasoning_gym:<dataset>" with its entry in `entry`
     entry: str | None = None  # JSON of the reasoning-gym entry, which its verifier needs
     tags: tuple[tuple[str, str], ...] = ()  # (name, value) pairs such as ("level", "5"), for tables by group
@@ -113,6 +113,7 @@ class Grade(StrEnum):
     CORRECT = "correct"
     WRONG = "wrong"
     UNPARSED = "unparsed"  # no answer could be read; counted apart, never guessed
+    UNGRADED = "ungraded"  # nobody knows the right answer
     TIMEOUT = "timeout"  # not decided within the limits of time, memory and size; counted apart
 
 
@@ -132,6 +133,10 @@ class AnswerRecord:
     key: str | None = None  # of what was asked and how; an evaluation that goes on knows by it what is there
     grades: tuple[tuple[str, Grade], ...] = ()  # by every grader of the protocol; the first is `grade`
     tags: tuple[tuple[str, str], ...] = ()  # of the problem, such as ("level", "5")
+    n_value_calls: int = 0  # prefixes that a value model was asked for to find this answer
+    answer: str | None = None  # what a search's answer says, as its grader reads it
+    n_steps: int = 0  # of a search's answer, from the root of the tree
+    tree: str | None = None  # the whole search as JSON, where it was asked for
 
 
 @dataclass(frozen=True, slots=True)

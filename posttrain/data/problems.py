@@ -64,20 +64,23 @@ def text_template(name: str, *, instruction: str) -> PromptTemplate:
     return PROMPT_TEMPLATES[name]
 
 
-def read_problems(source: str | Path, *, limit: int | None, template: PromptTemplate = plain_prompt) -> list[Problem]:
+def read_problems(
+    source: str | Path, *, limit: int | None, template: PromptTemplate = plain_prompt, reader: str | None = None
+) -> list[Problem]:
     """The first `limit` problems (None: all) of a source.
 
     A source is a JSONL or Parquet file or a Hub id, with GSM8K rows {question, answer}, MATH rows {problem, solution,
     level, type or subject} or problem rows; or `reasoning_gym:<dataset>?size=..&seed=..`, generated on the spot. A
     file that is not there is looked for below the folder in POSTTRAIN_DATA, then below ../shared/data. `template` is
-    applied to questions; a problem row's prompt is already the exact text. Raises RowsError, and warns where a split
-    that has a card holds other rows than the card says.
+    applied to questions; a problem row's prompt is already the exact text. With a `reader`, the name of a grader, rows
+    {question} or {prompt} without an answer are problems that nobody can grade. Raises RowsError, and warns where a
+    split that has a card holds other rows than the card says.
     """
     if str(source).startswith(GENERATED_PREFIX):
         problems = [replace(problem, prompt=template(problem.prompt)) for problem in generate_problems(str(source))]
     else:
         found = find_data(source)
-        parse = partial(_parse_any_problem, split=_split_name(str(found)), template=template)
+        parse = partial(_parse_any_problem, split=_split_name(str(found)), template=template, reader=reader)
         rows = read_rows(found, parse, on_bad_row=OnBadRow.ERROR)
         warn_where_it_differs(rows)
         problems = list(rows.rows)
@@ -113,7 +116,11 @@ def _split_name(source: str) -> str:
     return hub_parts(source).split
 
 
-def _parse_any_problem(obj: object, where: str, *, split: str, template: PromptTemplate) -> Problem:
+def _parse_any_problem(
+    obj: object, where: str, *, split: str, template: PromptTemplate, reader: str | None
+) -> Problem:
+    if reader is not None and isinstance(obj, dict) and not {"answer", "solution"} & obj.keys():
+        return _parse_open_problem(obj, where, split=split, template=template, reader=reader)
     if is_math_row(obj):
         return parse_math_problem(obj, where, split=split, template=template)
     if not (isinstance(obj, dict) and "question" in obj):
@@ -131,3 +138,14 @@ def _parse_any_problem(obj: object, where: str, *, split: str, template: PromptT
         answer=final[1].replace(",", "") if final else "",
         grader="final_number",
     )
+
+
+def _parse_open_problem(obj: object, where: str, *, split: str, template: PromptTemplate, reader: str) -> Problem:
+    """A row {question} or {prompt}, with a task_id if it likes."""
+    fields = Fields(obj, where)
+    fields.refuse_unknown(("task_id", "question", "prompt", "tags"))
+    prompt = fields.text("prompt") if fields.has("prompt") else template(fields.text("question"))
+    task_id = fields.optional_text("task_id") or f"{split}/{where.rpartition(':')[2]}"
+    tags = fields.text_pairs("tags")
+    fields.raise_faults()
+    return Problem(where, task_id, prompt, "", reader, tags=tags)

@@ -2,72 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from posttrain.data.encode import encode_prompt
-from posttrain.evaluation.completing import Completer
-from posttrain.evaluation.decoding import Beam, Decoding, Greedy, LikelihoodBeam, LogRatioBeam, Sampled
-from posttrain.evaluation.eval_config import EvalConfig, name_of
-from posttrain.evaluation.protocols import Protocol
+from posttrain.evaluation.decoding import Decoding, Greedy, Sampled, Searched, methods_of
+from posttrain.evaluation.eval_config import name_of
+from posttrain.evaluation.networks import Answering, Chunk
 from posttrain.evaluation.remote import Completion
-from posttrain.evaluation.statistics import majority_vote
-from posttrain.rewards.grade import extracted_answer, grade_all
-from posttrain.rewards.pool import GradingPool
-from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.sampling import SamplingEngine, SamplingParams
+from posttrain.evaluation.searching import readable, search_trees, trees_of
+from posttrain.rewards.grade import grade_all
 from posttrain.schema import AnswerRecord, FinishReason, Grade, Problem
-from posttrain.search.drive import run_searches
-from posttrain.search.scorer import ValueScorer
-from posttrain.search.spec import Algorithm, SearchSpec, StepSpec, start
-from posttrain.search.token_beam import NextTokenScorer, TokenBeamParams, token_beam_search
-from posttrain.search.token_scores import LikelihoodScorer
+from posttrain.search.spec import Algorithm, SearchSpec
 from posttrain.search.tree import NodeState, SearchTree
-
-
-@dataclass(frozen=True, slots=True)
-class TokenAccess:
-    """What value models and searches take: an engine in this process and its tokenizer."""
-
-    engine: SamplingEngine
-    tokenizer: PreTrainedTokenizerBase
-
-    def prompts(self, problems: Sequence[Problem]) -> list[tuple[int, ...]]:
-        return [tuple(encode_prompt(problem.prompt, self.tokenizer)) for problem in problems]
-
-    @property
-    def transformers_engine(self) -> TransformersEngine:
-        assert isinstance(self.engine, TransformersEngine)  # checked when the config was read
-        return self.engine
-
-
-@dataclass(frozen=True, slots=True)
-class Answering:
-    """Everything that decoding takes, built once."""
-
-    completer: Completer
-    tokens: TokenAccess | None  # None behind a URL
-    value_model: PreTrainedModel | None
-    scorer: ValueScorer | None
-    log_ratio: NextTokenScorer | None
-    protocol: Protocol
-    pool: GradingPool
-    config: EvalConfig
-    max_new_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Problems that are answered together, so that their batches, and the last bits of their numbers, are the same."""
-
-    start: int  # place of the first among all problems; the place of a problem is its random stream
-    problems: Sequence[Problem]
-
-    @property
-    def streams(self) -> range:
-        return range(self.start, self.start + len(self.problems))
+from posttrain.search.tree_json import tree_to_json
+from posttrain.search.vote import vote_of_value, votes
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,146 +31,132 @@ class _Answer:
     finish_reason: FinishReason
     n_generated_tokens: int
     value: float | None
+    n_value_calls: int = 0
+    said: str | None = None
+    n_steps: int = 0
+    tree: str | None = None
 
 
 def answer(a: Answering, chunk: Chunk, decoding: Decoding) -> list[AnswerRecord]:
     """The records of one decoding, in the order of the problems."""
     match decoding:
-        case Greedy():
-            return graded(a, list(_greedy(a, chunk)))
+        case Greedy() if a.token_access is None:
+            return graded(a, list(_greedy_elsewhere(a, chunk)))
         case Sampled():
             return list(_sampled(a, chunk, decoding))
-        case Beam():
-            return graded(a, list(_beam(a, chunk, decoding)))
-        case LikelihoodBeam(width):
-            scorer = LikelihoodScorer(_tokens(a).transformers_engine.model)
-            return graded(a, list(_token_beam(a, chunk, "likelihood", scorer, width)))
-        case LogRatioBeam(width):
-            assert a.log_ratio is not None  # checked when the config was read
-            return graded(a, list(_token_beam(a, chunk, "log_ratio", a.log_ratio, width)))
-
-
-def whole_answers(a: Answering) -> SamplingParams:
-    """How samples of whole answers are drawn."""
-    config = a.config
-    return SamplingParams(
-        max_new_tokens=a.max_new_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        seed=config.seed,
-        stop=a.protocol.stop,
-    )
+        case _:
+            return graded(a, list(_searched(a, chunk, decoding)))
 
 
 def graded(a: Answering, answers: Sequence[_Answer]) -> list[AnswerRecord]:
     """Records of these answers, graded together by every grader of the protocol."""
     names = a.protocol.graders
-    if names:
-        pairs = [(replace(answer.problem, grader=name), answer.text) for name in names for answer in answers]
-        flat = grade_all(pairs, a.pool)
-        by_grader = [flat[k * len(answers) : (k + 1) * len(answers)] for k in range(len(names))]
-    else:
-        by_grader = [grade_all([(answer.problem, answer.text) for answer in answers], a.pool)]
+    pairs = [(answer.problem, answer.text) for answer in answers]
+    if not names:
+        return [_record(a, one, (), grade) for one, grade in zip(answers, _grades(a, pairs), strict=True)]
+    flat = _grades(a, [(replace(problem, grader=name), text) for name in names for problem, text in pairs])
+    by_grader = [flat[k * len(answers) : (k + 1) * len(answers)] for k in range(len(names))]
     return [
-        _record(a, answer, tuple(zip(names, grades, strict=True)) if names else (), grades[0])
-        for answer, grades in zip(answers, zip(*by_grader, strict=True), strict=True)
+        _record(a, one, tuple(zip(names, grades, strict=True)), grades[0])
+        for one, grades in zip(answers, zip(*by_grader, strict=True), strict=True)
     ]
+
+
+def _grades(a: Answering, pairs: Sequence[tuple[Problem, str]]) -> list[Grade]:
+    """Of each answer to a problem, UNGRADED where none is known to be right."""
+    known = iter(grade_all([pair for pair in pairs if pair[0].answer], a.pool))
+    return [next(known) if problem.answer else Grade.UNGRADED for problem, _ in pairs]
 
 
 def single_answer(a: Answering, problem: Problem, how: str, completion: Completion, value: float | None) -> _Answer:
     """One completion as an answer to its problem."""
     text = a.protocol.answer_in(completion.text)
-    return _Answer(problem, how, 1, text, completion.finish_reason, completion.n_tokens, value)
+    n_value_calls = int(value is not None)
+    return _Answer(problem, how, 1, text, completion.finish_reason, completion.n_tokens, value, n_value_calls)
 
 
-def _greedy(a: Answering, chunk: Chunk) -> Iterator[_Answer]:
-    params = SamplingParams(max_new_tokens=a.max_new_tokens, temperature=0.0, seed=a.config.seed, stop=a.protocol.stop)
-    for problem, (completion,) in zip(chunk.problems, _complete(a, chunk, params, 1), strict=True):
+def _greedy_elsewhere(a: Answering, chunk: Chunk) -> Iterator[_Answer]:
+    """The likeliest answers of a server."""
+    drawn = a.completer.complete(chunk.problems, chunk.streams, a.sampling(temperature=0.0), 1)
+    for problem, (completion,) in zip(chunk.problems, drawn, strict=True):
         yield single_answer(a, problem, "greedy", completion, None)
 
 
 def _sampled(a: Answering, chunk: Chunk, sampled: Sampled) -> Iterator[AnswerRecord]:
-    """n samples of each problem; of their first m = 2, 4, ..., the majority's answer and the best by value."""
-    params = whole_answers(a)
+    """n samples of each problem; of their first m = 2, 4, ..., those that votes and values choose."""
     if a.scorer is None:
-        drawn = [[(c, None) for c in completions] for completions in _complete(a, chunk, params, sampled.n)]
+        completions = a.completer.complete(chunk.problems, chunk.streams, a.sampling(), sampled.n)
+        drawn = [[(completion, None) for completion in own] for own in completions]
     else:
         spec = SearchSpec(Algorithm.BEST_OF_N, n=sampled.n)
-        drawn = [_completions(a, tree) for tree in _search(a, chunk, spec, params)]
+        drawn = [_in_order_drawn(a, tree) for tree in trees_of(a, chunk, spec, a.sampling())]
     answers = [
         single_answer(a, problem, "sample", completion, value)
-        for problem, completions in zip(chunk.problems, drawn, strict=True)
-        for completion, value in completions
+        for problem, own in zip(chunk.problems, drawn, strict=True)
+        for completion, value in own
     ]
     records = graded(a, answers)
     for place, problem in enumerate(chunk.problems):
         own = records[place * sampled.n : (place + 1) * sampled.n]
         yield from own
+        said = [readable(a, problem, record.text) for record in own]
         for m in sampled.prefix_sizes():
-            spent = sum(record.n_generated_tokens for record in own[:m])
-            yield _chosen(a, "majority", _majority(a.protocol.regraded(problem), own[:m]), m, spent)
-            if a.scorer is not None:
-                yield _chosen(a, "best_of_n", max(own[:m], key=_by_value), m, spent)
+            yield from _chosen(a, own[:m], said[:m])
 
 
-def _beam(a: Answering, chunk: Chunk, searched: Beam) -> Iterator[_Answer]:
-    step = StepSpec(a.config.step_delimiters)
-    spec = SearchSpec(
-        Algorithm.BEAM,
-        beam_width=searched.width,
-        expansions=searched.expansions,
-        step=step,
-        max_steps=a.config.max_steps,
-    )
-    for problem, tree in zip(chunk.problems, _search(a, chunk, spec, whole_answers(a)), strict=True):
-        best = tree.best()
-        value = None if best is None else best.value
-        yield _searched(a, problem, "beam", spec.n_branches, tree, value)
-
-
-def _search(a: Answering, chunk: Chunk, spec: SearchSpec, sampling: SamplingParams) -> list[SearchTree]:
-    """The tree of each problem."""
-    t = _tokens(a)
-    places = zip(t.prompts(chunk.problems), chunk.streams, strict=True)
-    return run_searches(t.engine, a.scorer, [start(spec, prompt, sampling, stream) for prompt, stream in places])
-
-
-def _completions(a: Answering, tree: SearchTree) -> list[tuple[Completion, float | None]]:
-    """The samples of a tree of whole answers in the order drawn, with their values."""
+def _in_order_drawn(a: Answering, tree: SearchTree) -> list[tuple[Completion, float | None]]:
+    """The samples of a tree of whole answers, with their values."""
     by_place: dict[int, tuple[Completion, float | None]] = {}
     for node in tree.nodes[1:]:
-        reason = FinishReason.STOP if node.state is NodeState.ANSWER else FinishReason.LENGTH
-        text = str(_tokens(a).tokenizer.decode(list(node.token_ids), skip_special_tokens=True))
-        completion = Completion(text, reason, len(node.token_ids))
+        completion = Completion(a.tokens.text(node.token_ids), _finish_reason(node.state), len(node.token_ids))
         by_place |= dict.fromkeys(node.places, (completion, node.value))
     return [by_place[place] for place in sorted(by_place)]
 
 
-def _token_beam(a: Answering, chunk: Chunk, how: str, scorer: NextTokenScorer, width: int) -> Iterator[_Answer]:
-    t = _tokens(a)
-    params = TokenBeamParams(width, a.max_new_tokens, max(width, a.config.batch_size))
-    trees = token_beam_search(scorer, t.prompts(chunk.problems), t.transformers_engine.eos_ids, params)
-    for problem, tree in zip(chunk.problems, trees, strict=True):
-        yield _searched(a, problem, how, width, tree, None)
+def _chosen(a: Answering, own: Sequence[AnswerRecord], said: Sequence[str | None]) -> Iterator[AnswerRecord]:
+    """What each way of choosing makes of the first m samples; each is charged for all m."""
+    ranks: dict[str, Sequence[Any]] = {"majority": votes(said, [1.0] * len(own))}
+    values = [record.value for record in own if record.value is not None]
+    if a.scorer is not None:
+        ranks["weighted_majority"] = votes(said, [vote_of_value(value) for value in values])
+        ranks["best_of_n"] = [
+            (record.finish_reason is FinishReason.STOP, value) for record, value in zip(own, values, strict=True)
+        ]
+    for how, rank in ranks.items():
+        best = max(range(len(own)), key=rank.__getitem__)
+        yield replace(
+            own[best],
+            method=f"{name_of(a.config)}/{how}",
+            budget=len(own),
+            n_generated_tokens=sum(record.n_generated_tokens for record in own),
+            n_value_calls=0 if how == "majority" else len(own),
+        )
 
 
-def _complete(a: Answering, chunk: Chunk, params: SamplingParams, n: int) -> list[list[Completion]]:
-    return a.completer.complete(chunk.problems, chunk.streams, params, n)
-
-
-def _tokens(a: Answering) -> TokenAccess:
-    assert a.tokens is not None  # a URL is refused for what takes tokens, when the config is read
-    return a.tokens
-
-
-def _searched(a: Answering, problem: Problem, how: str, budget: int, tree: SearchTree, value: float | None) -> _Answer:
+def _searched(a: Answering, chunk: Chunk, decoding: Greedy | Searched) -> Iterator[_Answer]:
     """A search's best answer; no answer is an empty one."""
-    best = tree.best()
-    ids = [] if best is None else list(tree.completion(best))
-    text = str(_tokens(a).tokenizer.decode(ids, skip_special_tokens=True))
-    is_ended = best is not None and best.state is NodeState.ANSWER
-    finish_reason = FinishReason.STOP if is_ended else FinishReason.LENGTH
-    return _Answer(problem, how, budget, text, finish_reason, tree.n_generated_tokens, value)
+    ((how, budget, _),) = methods_of(decoding, has_value=a.scorer is not None)
+    for problem, tree in zip(chunk.problems, search_trees(a, chunk, decoding), strict=True):
+        best = tree.best()
+        text = "" if best is None else a.protocol.answer_in(a.tokens.text(tree.completion(best)))
+        finish_reason = FinishReason.LENGTH if best is None else _finish_reason(best.state)
+        yield _Answer(
+            problem,
+            how,
+            budget,
+            text,
+            finish_reason,
+            tree.n_generated_tokens,
+            value=None if best is None else best.value,
+            n_value_calls=tree.n_value_calls,
+            said=readable(a, problem, text),
+            n_steps=0 if best is None else best.depth,
+            tree=json.dumps(tree_to_json(tree, a.tokens.text)) if a.config.trees else None,
+        )
+
+
+def _finish_reason(state: NodeState) -> FinishReason:
+    return FinishReason.STOP if state is NodeState.ANSWER else FinishReason.LENGTH
 
 
 def _record(a: Answering, answer: _Answer, grades: tuple[tuple[str, Grade], ...], grade: Grade) -> AnswerRecord:
@@ -236,22 +172,8 @@ def _record(a: Answering, answer: _Answer, grades: tuple[tuple[str, Grade], ...]
         value=answer.value,
         grades=grades,
         tags=answer.problem.tags,
+        n_value_calls=answer.n_value_calls,
+        answer=answer.said,
+        n_steps=answer.n_steps,
+        tree=answer.tree,
     )
-
-
-def _chosen(a: Answering, how: str, record: AnswerRecord, budget: int, n_generated_tokens: int) -> AnswerRecord:
-    """The record of a chosen sample, charged for all the samples it was chosen from."""
-    method = f"{name_of(a.config)}/{how}"
-    return replace(record, method=method, budget=budget, n_generated_tokens=n_generated_tokens)
-
-
-def _by_value(record: AnswerRecord) -> tuple[bool, float]:
-    assert record.value is not None
-    return record.finish_reason is FinishReason.STOP, record.value
-
-
-def _majority(problem: Problem, records: Sequence[AnswerRecord]) -> AnswerRecord:
-    """The first sample that gives the most frequent readable answer; the first sample where none can be read."""
-    answers = [extracted_answer(problem, record.text) for record in records]
-    winner = majority_vote(answers)
-    return records[0] if winner is None else records[answers.index(winner)]

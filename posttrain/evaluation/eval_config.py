@@ -9,19 +9,20 @@ from typing import Literal
 
 from posttrain.data.problems import TemplateName
 from posttrain.evaluation.decoding import (
-    Beam,
     Decoding,
     Greedy,
     LogRatioBeam,
     Sampled,
+    asks_values,
     parse_decoding,
     require_distinct_records,
 )
+from posttrain.evaluation.search_options import SearchOptions
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    """What to answer, with which networks, and how."""
+class AskConfig(SearchOptions):
+    """Problems, networks and sampling: what `eval run` and `search` share."""
 
     problems: str = field(
         metadata={
@@ -48,6 +49,62 @@ class EvalConfig:
         default=None,
         metadata={"help": "prompt, stop rule and graders by name, see `posttrain eval ls`; default: the task's"},
     )
+    value_model: str | None = field(default=None, metadata={"help": "value model that picks answers and steers beams"})
+    reference: str | None = field(
+        default=None, metadata={"help": "reference that the policy was trained against, for log_ratio:B"}
+    )
+    min_probability: float = field(
+        default=0.0,
+        metadata={
+            "help": "log_ratio:B and value_rerank:BxK take only tokens that the policy gives this probability or more"
+        },
+    )
+    template: TemplateName | None = field(
+        default=None, metadata={"help": "how a question becomes a prompt, in place of a protocol: plain, bare or chat"}
+    )
+    instruction: str = field(default="", metadata={"help": "system message of the chat template"})
+    limit: int | None = field(default=None, metadata={"help": "answer only the first LIMIT problems"})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "token budget of one answer; default: the protocol's, 512 without one"}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "temperature of samples and beam steps"})
+    top_p: float = field(default=1.0, metadata={"help": "cut samples to the likeliest tokens with this mass"})
+    cached_value_tokens: int = field(
+        default=0,
+        metadata={
+            "help": "tokens that the value model remembers, so that a step of a search reads its own alone; their "
+            "memory is taken at the start. 0: every prefix is read anew"
+        },
+    )
+    batch_size: int = field(default=256, metadata={"help": "sequences sampled or scored at once"})
+    problems_per_chunk: int = field(
+        default=64, metadata={"help": "problems answered between two writes; a stopped run loses at most these"}
+    )
+    n_graders: int = field(default=1, metadata={"help": "processes that grade answers which need computer algebra"})
+    seed: int = field(default=0, metadata={"help": "seed of every sampled token"})
+    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "arithmetic of the networks"})
+    device: str = field(default="auto", metadata={"help": "cpu, cuda, ...; auto takes CUDA where there is one"})
+    reader: str | None = field(
+        default=None,
+        metadata={
+            "help": "grader that reads the answers to rows without a known one, such as final_number; by default such "
+            "rows are an error"
+        },
+    )
+
+
+@dataclass(frozen=True)
+class EvalConfig(AskConfig):
+    """What to answer, with which networks, and how."""
+
+    decoding: tuple[str, ...] = field(
+        default=("greedy",),
+        metadata={
+            "help": "any of: greedy, sample:N (with best-of-n and votes), best_of_n:N, majority:N, "
+            "weighted_majority:N, beam:WxE and dvts:WxE (step by step, by value), likelihood:B, log_ratio:B and "
+            "value_rerank:BxK (token by token)"
+        },
+    )
     show_prompt: bool = field(
         default=False, metadata={"help": "print the first problem as the policy reads it, and end"}
     )
@@ -62,45 +119,10 @@ class EvalConfig:
         },
     )
     n_parallel: int = field(default=8, metadata={"help": "requests that engine url has open at a time"})
-    value_model: str | None = field(default=None, metadata={"help": "value model that picks answers and steers beams"})
-    reference: str | None = field(
-        default=None, metadata={"help": "reference that the policy was trained against, for log_ratio:B"}
-    )
-    min_probability: float = field(
-        default=0.0,
-        metadata={"help": "log_ratio:B takes only tokens that the policy gives at least this probability"},
-    )
     values_output: str | None = field(
         default=None, metadata={"help": "also write V along one sample of each of the first n_solutions problems here"}
     )
     n_solutions: int = field(default=400, metadata={"help": "solutions in values_output"})
-    decoding: tuple[str, ...] = field(
-        default=("greedy",),
-        metadata={
-            "help": "any of: greedy, sample:N (with best-of-n and majority), beam:WxE (by value), likelihood:B and "
-            "log_ratio:B (token by token)"
-        },
-    )
-    template: TemplateName | None = field(
-        default=None, metadata={"help": "how a question becomes a prompt, in place of a protocol: plain, bare or chat"}
-    )
-    instruction: str = field(default="", metadata={"help": "system message of the chat template"})
-    limit: int | None = field(default=None, metadata={"help": "answer only the first LIMIT problems"})
-    max_new_tokens: int | None = field(
-        default=None, metadata={"help": "token budget of one answer; default: the protocol's, 512 without one"}
-    )
-    temperature: float = field(default=1.0, metadata={"help": "temperature of samples and beam steps"})
-    top_p: float = field(default=1.0, metadata={"help": "cut samples to the likeliest tokens with this mass"})
-    step_delimiters: tuple[str, ...] = field(default=("\n",), metadata={"help": "strings that end a step of a beam"})
-    max_steps: int = field(default=20, metadata={"help": "most steps of a beam (the paper: 20)"})
-    batch_size: int = field(default=256, metadata={"help": "sequences sampled or scored at once"})
-    problems_per_chunk: int = field(
-        default=64, metadata={"help": "problems answered between two writes; a stopped run loses at most these"}
-    )
-    n_graders: int = field(default=1, metadata={"help": "processes that grade answers which need computer algebra"})
-    seed: int = field(default=0, metadata={"help": "seed of every sampled token"})
-    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "arithmetic of the networks"})
-    device: str = field(default="auto", metadata={"help": "cpu, cuda, ...; auto takes CUDA where there is one"})
 
 
 def decodings_of(config: EvalConfig) -> list[Decoding]:
@@ -119,8 +141,9 @@ def decodings_of(config: EvalConfig) -> list[Decoding]:
         raise ValueError(f"engine is {config.engine} and url {config.url}: set --engine url --url URL, or neither")
     if config.engine == "url" and config.value_model is not None:
         raise ValueError("engine url gives text alone, and a value model reads tokens: use transformers or vllm")
-    if config.value_model is None and any(isinstance(d, Beam) for d in decodings):
-        raise ValueError("a beam is steered by a value model: set value_model, or leave beam:... out of decoding")
+    for text, decoding in zip(config.decoding, decodings, strict=True):
+        if config.value_model is None and asks_values(decoding, value_weight=config.value_weight):
+            raise ValueError(f"{text} goes by value: set value_model, or leave it out of decoding")
     if config.value_model is None and config.values_output is not None:
         raise ValueError("values_output needs a value model: set value_model")
     if config.reference is None and any(isinstance(d, LogRatioBeam) for d in decodings):
@@ -131,14 +154,14 @@ def decodings_of(config: EvalConfig) -> list[Decoding]:
     return decodings
 
 
-def name_of(config: EvalConfig) -> str:
+def name_of(config: AskConfig) -> str:
     """The policy's name in the records."""
     return config.name or Path(config.model).name
 
 
-def output_of(config: EvalConfig) -> Path:
+def output_of(config: AskConfig, *, verb: str = "eval") -> Path:
     """The file that holds the answers."""
     if config.output is not None:
         return Path(config.output)
     task = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(config.problems).stem)
-    return Path("runs/eval") / task / "answers.jsonl"
+    return Path("runs") / verb / task / "answers.jsonl"

@@ -111,7 +111,7 @@ class Ledger:
             raise RecordError(
                 f"{self.path} has answers of {self.name!r} without keys, of an older version: name another output"
             )
-        self.records.setdefault(record.key, record)
+        self.records.setdefault(record.key, replace(record, tree=None))  # trees would fill the memory
 
 
 def _lock(file: int, *, is_waiting: bool) -> bool:

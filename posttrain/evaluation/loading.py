@@ -10,10 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.data.problems import PromptTemplate
 from posttrain.data.tokenizer_card import require_same_tokens
-from posttrain.evaluation.answering import Answering, TokenAccess
 from posttrain.evaluation.completing import LocalCompleter, RemoteCompleter
 from posttrain.evaluation.decoding import LogRatioBeam
 from posttrain.evaluation.eval_config import EvalConfig, decodings_of
+from posttrain.evaluation.networks import Answering, TokenAccess
 from posttrain.evaluation.protocols import Protocol, protocol_named, protocol_of_template
 from posttrain.evaluation.remote import RemoteModel
 from posttrain.evaluation.tasks import task_source
@@ -27,6 +27,7 @@ from posttrain.rollout.engines import load_engine, longest_sequence
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.sampling import SamplingEngine
 from posttrain.schema import Problem
+from posttrain.search.cached_scorer import CachedScorer
 from posttrain.search.scorer import ReencodingScorer, ValueScorer
 from posttrain.search.token_scores import LogRatioScorer
 
@@ -94,7 +95,10 @@ def _value(
     if isinstance(engine, TransformersEngine):
         require_same_vocabulary(engine.model, value_model, "value model", "both read the same token ids")
     value_model.to(device_named(config.device))  # pyright: ignore[reportArgumentType] - transformers hides that `to` is a method
-    return value_model, ReencodingScorer(value_model, batch_size=config.batch_size)
+    if config.cached_value_tokens == 0:
+        return value_model, ReencodingScorer(value_model, batch_size=config.batch_size)
+    cached = CachedScorer(value_model, max_tokens=config.cached_value_tokens, batch_size=config.batch_size)
+    return value_model, cached
 
 
 def _log_ratio(

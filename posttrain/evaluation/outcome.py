@@ -78,5 +78,7 @@ def write_outcome(card: Path, records: Iterable[AnswerRecord], *, seconds: Mappi
 
 
 def _accuracy(group: Sequence[AnswerRecord]) -> str:
+    if all(record.grade is Grade.UNGRADED for record in group):
+        return "ungraded"
     at = wilson_interval(sum(record.grade is Grade.CORRECT for record in group), len(group))
     return f"{at.estimate:6.1%} [{at.low:.1%}, {at.high:.1%}]"

@@ -77,8 +77,9 @@ def format_record(record: AnswerRecord) -> str:
     """The JSON line of a record, without the newline. Raises ValueError when value is not finite."""
     told = {name: getattr(record, name) for name in _OPTIONAL if getattr(record, name)}
     row = {name: getattr(record, name) for name in _PARSERS if name not in _OPTIONAL}
-    pairs = {name: dict(told[name]) for name in ("grades", "tags") if name in told}
-    return json.dumps({**row, **told, **pairs}, allow_nan=False)
+    objects = {name: dict(told[name]) for name in ("grades", "tags") if name in told}
+    objects |= {"tree": json.loads(told["tree"])} if "tree" in told else {}
+    return json.dumps({**row, **told, **objects}, allow_nan=False)
 
 
 def read_records(path: Path) -> tuple[AnswerRecord, ...]:
@@ -239,6 +240,12 @@ def _pairs(parse: Callable[[Any], Any]) -> Callable[[Any], tuple[tuple[str, Any]
     return parse_pairs
 
 
+def _object_text(raw: Any) -> str:
+    if not isinstance(raw, dict):
+        raise ValueError("an object")
+    return json.dumps(raw)
+
+
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "task_id": _name,
     "method": _method,
@@ -252,8 +259,13 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "key": _name,
     "grades": _pairs(_grade),
     "tags": _pairs(_text),
+    "n_value_calls": _integer(0),
+    "answer": _text,
+    "n_steps": _integer(0),
+    "tree": _object_text,
 }
-_OPTIONAL = ("key", "grades", "tags")  # absent in a line that has none
+# Absent in a line that has none.
+_OPTIONAL = ("key", "grades", "tags", "n_value_calls", "answer", "n_steps", "tree")
 
 
 def _open_to_read(path: Path) -> IO[str]:

@@ -5,20 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from posttrain.config_fields import plain
 from posttrain.data.problems import find_data, read_problems, require_distinct_ids
-from posttrain.evaluation.answering import Answering, Chunk, answer, graded, single_answer, whole_answers
+from posttrain.evaluation.answering import answer, graded, single_answer
 from posttrain.evaluation.completing import as_completion
-from posttrain.evaluation.decoding import Beam, Decoding, LogRatioBeam, Sampled, methods_of
+from posttrain.evaluation.decoding import (
+    Chosen,
+    Decoding,
+    LogRatioBeam,
+    Sampled,
+    Stepwise,
+    ValueRerank,
+    methods_of,
+)
 from posttrain.evaluation.eval_config import EvalConfig, decodings_of, name_of, output_of
 from posttrain.evaluation.ledger import Ledger, expected_keys, keyed, problem_key
 from posttrain.evaluation.loading import load_answering, prompt_template, protocol_of
+from posttrain.evaluation.networks import Answering, Chunk
 from posttrain.evaluation.outcome import disagreements, summary, write_outcome
+from posttrain.evaluation.search_options import SearchOptions
 from posttrain.evaluation.shots import with_shots
 from posttrain.evaluation.solutions import read_solution, write_solutions
 from posttrain.evaluation.statistics import wilson_interval
@@ -38,7 +49,13 @@ class Asked:
 
 
 def evaluate(config: EvalConfig) -> Path:
-    """Answer every problem by every decoding of `config` and write the records; returns the file written.
+    """`answer_problems`, and the file that was written."""
+    answer_problems(config)
+    return output_of(config)
+
+
+def answer_problems(config: EvalConfig) -> list[AnswerRecord]:
+    """Answer every problem by every decoding of `config` and write the records; returns those of this evaluation.
 
     A run that was stopped goes on with the chunks that lack records; several processes may run it at once. Raises
     FileExistsError where the file has other answers under the same name and method.
@@ -47,20 +64,21 @@ def evaluate(config: EvalConfig) -> Path:
     asked = _ask(config)
     if config.show_prompt:
         print(asked.problems[0].prompt)
-        return output_of(config)
+        return []
     ledger = Ledger(output_of(config), name=name_of(config))
     ledger.refresh()
     _require_own(config, ledger, asked, decodings)
     problems = asked.problems[: config.limit]
     card = ledger.path.parent / CARDS / name_of(config)
     write_run_card(card, _card(config), _data_sha256(config))
-    seconds = {}
+    seconds, found = {}, []
     with ExitStack() as stack:
         load = cache(lambda: stack.enter_context(load_answering(config, problems)))  # when the first chunk needs it
         for text, decoding in decodings.items():
             started = time.perf_counter()
             records = _answer_all(config, load, ledger, problems, asked.keys[text], text, decoding)
             seconds[text] = time.perf_counter() - started
+            found += records
             for line in summary(records):
                 print(f"{line}   [{text}: {seconds[text]:.0f} s]")
             for line in disagreements(records):
@@ -68,7 +86,7 @@ def evaluate(config: EvalConfig) -> Path:
         write_outcome(card, ledger.records.values(), seconds=seconds)
         if config.values_output is not None:
             _write_values(load(), problems, Path(config.values_output))
-    return ledger.path
+    return found
 
 
 def _ask(config: EvalConfig) -> Asked:
@@ -76,7 +94,7 @@ def _ask(config: EvalConfig) -> Asked:
     protocol = protocol_of(config)
     source, _ = task_source(config.problems)
     template = prompt_template(config, protocol)
-    problems = read_problems(source, limit=None, template=template)
+    problems = read_problems(source, limit=None, template=template, reader=config.reader)
     if protocol.shots is not None:
         problems = with_shots(problems, protocol.shots, template)
     require_distinct_ids(problems)
@@ -97,13 +115,17 @@ def _ask(config: EvalConfig) -> Asked:
 def _settings(config: EvalConfig, decoding: Decoding, hashes: Mapping[str, str | None]) -> dict[str, object]:
     """What the answers of one decoding depend on: of the config, and of the networks, which `hashes` tells apart."""
     names = ["engine", "dtype", "seed", "max_new_tokens"]
+    names += ["trees"] if config.trees else []
     networks = ["model"]
     match decoding:
         case Sampled():
             names += ["temperature", "top_p"]
             networks += ["value_model"]
-        case Beam():  # its random streams are those of its chunk
-            names += ["temperature", "top_p", "step_delimiters", "max_steps", "problems_per_chunk"]
+        case Chosen() | Stepwise():
+            names += ["temperature", "top_p", *(option.name for option in fields(SearchOptions))]
+            networks += ["value_model"]
+        case ValueRerank():
+            names += ["value_weight", "min_probability"]
             networks += ["value_model"]
         case LogRatioBeam():
             names += ["min_probability"]
@@ -162,7 +184,7 @@ def _show(bar: tqdm, ledger: Ledger, wanted: dict[str, set[str]]) -> None:
     done = [own for own in wanted.values() if ledger.has(own)]
     bar.n = len(done)
     records = [ledger.records[key] for own in done for key in own]
-    if records:
+    if any(record.grade is not Grade.UNGRADED for record in records):
         at = wilson_interval(sum(record.grade is Grade.CORRECT for record in records), len(records))
         bar.set_postfix_str(f"{at.estimate:.1%} [{at.low:.1%}, {at.high:.1%}]")
     bar.refresh()
@@ -178,16 +200,15 @@ def _data_sha256(config: EvalConfig) -> dict[str, str]:
 
 def _card(config: EvalConfig) -> dict[str, object]:
     protocol = protocol_of(config)
-    shown = {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(config).items()}
-    return {**shown, "protocol": {**asdict(protocol), "hash": protocol.hash()}}
+    return {**plain(asdict(config)), "protocol": {**asdict(protocol), "hash": protocol.hash()}}
 
 
 def _write_values(a: Answering, problems: Sequence[Problem], path: Path) -> None:
     """V along the first sample of each of the first problems."""
-    assert a.value_model is not None and a.tokens is not None  # checked when the config was read
+    assert a.value_model is not None and a.token_access is not None  # checked when the config was read
     shown, tokenizer = problems[: a.config.n_solutions], a.tokens.tokenizer
     prompts = a.tokens.prompts(shown)
-    samples = [sample for (sample,) in a.tokens.engine.sample(prompts, whole_answers(a), 1)]
+    samples = [sample for (sample,) in a.tokens.engine.sample(prompts, a.sampling(), 1)]
     completions = [as_completion(sample, tokenizer) for sample in samples]
     answers = [single_answer(a, problem, "sample", c, None) for problem, c in zip(shown, completions, strict=True)]
     solutions = [

@@ -6,8 +6,6 @@ Every interval is two-sided at CONFIDENCE.  `is_correct` arrays hold 0/1 or bool
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -131,12 +129,6 @@ def pass_at_k(n_samples: int, n_correct: int, k: int) -> float:
             f"pass@{k} of {n_samples} samples with {n_correct} correct: needs 1 <= k <= n and 0 <= c <= n"
         )
     return 1 - math.comb(n_samples - n_correct, k) / math.comb(n_samples, k)
-
-
-def majority_vote(answers: Sequence[str | None]) -> str | None:
-    """The most frequent answer; of equally frequent ones the first seen.  None (unparsed) never gets a vote."""
-    votes = Counter(answer for answer in answers if answer is not None)
-    return votes.most_common(1)[0][0] if votes else None
 
 
 def best_of_n_accuracy(value: ArrayLike, is_correct: ArrayLike, n: int) -> float:

@@ -4,18 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+
+
+class CausalNetwork(Protocol):
+    """A causal language model of transformers, or what is called and answers like one."""
+
+    @property
+    def config(self) -> PretrainedConfig: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(
+        self,
+        *,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past_key_values: Cache,
+        use_cache: bool,
+        logits_to_keep: int = 0,
+    ) -> Any: ...
 
 
 @dataclass(slots=True)
 class CachedRows:
     """R rows, padded on the left to L columns; L grows by one with every token."""
 
-    model: PreTrainedModel
+    model: CausalNetwork
     cache: DynamicCache
     logits: Tensor  # [R, V] of the next token
     is_token: Tensor  # [R, L] int64, 0 on padding
@@ -65,7 +87,7 @@ class CachedRows:
             _set_length(layer, n_columns)
 
 
-def read_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> CachedRows:
+def read_prompts(model: CausalNetwork, prompts: Sequence[Sequence[int]]) -> CachedRows:
     """One row per prompt, none of them empty."""
     rows = [list(prompt) for prompt in prompts]
     n_columns = max(map(len, rows))

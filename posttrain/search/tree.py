@@ -51,6 +51,7 @@ class SearchTree:
     n_generated_tokens: int = 0
     n_value_calls: int = 0  # prefixes that a value model was asked for
     is_over_budget: bool = False  # the search would have gone on
+    elected: int | None = None  # the node that a vote chose; None: the best by score
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -116,7 +117,12 @@ class SearchTree:
         return whole[:-1] if node.state is NodeState.ANSWER and not self.scores_end else whole
 
     def best(self) -> Node | None:
-        """The answer with the highest score; a cut one only when nothing ended; None when nothing left the beam."""
+        """The answer that was elected, or that has the highest score; None when nothing left the beam.
+
+        By score a cut answer is taken only when none ended.
+        """
+        if self.elected is not None:
+            return self.nodes[self.elected]
         for state in (NodeState.ANSWER, NodeState.CUT):
             pool = [node for node in self.nodes if node.state is state]
             if pool:

@@ -49,5 +49,7 @@ def _elect(tree: SearchTree, drawn: Sequence[Node], weights: Sequence[float], an
     answers = [answer_of(tree.completion(node)) for node in drawn]
     for node, score in zip(drawn, votes(answers, weights), strict=True):
         node.score = score
+    if drawn:  # also a cut answer votes and may be elected, if it can be read
+        tree.elected = max(drawn, key=lambda node: node.score).index
     yield Round(tree, dropped=())
     return tree

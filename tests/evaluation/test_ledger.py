@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.evaluation.decoding import Beam, Greedy, Sampled
+from posttrain.evaluation.decoding import Greedy, Sampled, Stepwise
 from posttrain.evaluation.ledger import Ledger, expected_keys, keyed, problem_key
 from posttrain.evaluation.records import append_records, read_records
 from posttrain.schema import AnswerRecord, FinishReason, Grade, Problem
+from posttrain.search.spec import Algorithm
 from tests.evaluation.tiny_policy import write_policy, write_problems, write_value_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -63,8 +64,8 @@ def unbroken(folder) -> Counter[str]:
     output = folder / "unbroken" / "answers.jsonl"
     assert start(folder, output).wait(timeout=300) == 0
     found = lines(output)
-    # greedy, 4 samples, majority and best of 2 and of 4, and a beam, for each problem
-    assert (len(found), found.total()) == (N_PROBLEMS * (1 + 4 + 4 + 1),) * 2
+    # greedy, 4 samples, two votes and the best of 2 and of 4, and a beam, for each problem
+    assert (len(found), found.total()) == (N_PROBLEMS * (1 + 4 + 6 + 1),) * 2
     return found
 
 
@@ -83,10 +84,10 @@ def test_keys_change_with_what_is_asked_and_how_and_not_with_where_it_stood():
 
 @pytest.mark.parametrize(
     ("decoding", "has_value", "n"),
-    [(Greedy(), True, 1), (Sampled(4), True, 8), (Sampled(4), False, 6), (Beam(2, 2), True, 1)],
+    [(Greedy(), True, 1), (Sampled(4), True, 10), (Sampled(4), False, 6), (Stepwise(Algorithm.BEAM, 2, 2), True, 1)],
 )
 def test_expected_keys_are_those_that_records_get(decoding, has_value, n):
-    # sample:4 gives 4 samples, the majority of 2 and 4 and, with a value model, the best of 2 and 4
+    # sample:4 gives 4 samples, the majority of 2 and 4 and, with a value model, their weighted majority and best
     keys = expected_keys("k", decoding, has_value=has_value)
     assert len(keys) == n
     if isinstance(decoding, Greedy):

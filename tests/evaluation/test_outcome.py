@@ -64,7 +64,8 @@ def test_the_outcome_on_file_has_every_grade_and_a_table_per_tag(tmp_path):
     outcome = json.loads((tmp_path / "outcome.json").read_text())
     assert outcome["seconds"] == {"greedy": 1.5, "sample:4": 2.5}
     counted = outcome["methods"]["p/sample, n = 1"]
-    assert {grade: counted[grade] for grade in Grade} == {CORRECT: 3, WRONG: 8, Grade.UNPARSED: 0, TIMEOUT: 1}
+    others = {Grade.UNPARSED: 0, Grade.UNGRADED: 0}
+    assert {grade: counted[grade] for grade in Grade} == {CORRECT: 3, WRONG: 8, TIMEOUT: 1, **others}
     assert counted["n_tokens"] == 36
     assert outcome["pass_at_k"]["p/pass@4"]["estimate"] == pytest.approx(2 / 3)
     assert (tmp_path / "by_level.md").read_text().startswith("| level | problems |")

@@ -67,8 +67,9 @@ def test_a_folder_is_read_from_its_packed_answers_where_there_are_no_plain_ones(
 
 def test_every_schema_field_is_on_the_line_and_those_that_are_empty_by_default_only_where_they_say_something():
     names = [field.name for field in fields(AnswerRecord)]
-    assert list(json.loads(format_record(RECORD))) == names[:-3]
+    assert list(json.loads(format_record(RECORD))) == names[:-7]
     full = replace(RECORD, key="k/greedy:1/0", grades=(("boxed", Grade.WRONG),), tags=(("level", "5"),))
+    full = replace(full, n_value_calls=7, answer="12", n_steps=3, tree='{"nodes": []}')
     line = json.loads(format_record(full))
     assert list(line) == names
     assert (line["grades"], line["tags"]) == ({"boxed": "wrong"}, {"level": "5"})

@@ -95,7 +95,7 @@ def prompt_ids(files: Files) -> list[list[int]]:
 
 def test_every_problem_has_one_record_per_method_and_budget_and_all_its_samples(records):
     n = len(STARTS)
-    chosen = {(f"tiny/{how}", m): n for how in ("majority", "best_of_n") for m in (2, 4, 8)}
+    chosen = {(f"tiny/{how}", m): n for how in ("majority", "weighted_majority", "best_of_n") for m in (2, 4, 8)}
     expected = {("tiny/greedy", 1): n, ("tiny/sample", 1): n * N_SAMPLES, ("tiny/beam", 6): n, **chosen}
     assert {key: len(group) for key, group in records.items()} == expected
 
@@ -269,7 +269,7 @@ def test_a_finished_evaluation_is_told_again_without_loading_a_network(files, tm
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"value_model": None, "decoding": ("beam:2x2",)}, "a beam is steered by a value model: set value_model"),
+        ({"value_model": None, "decoding": ("beam:2x2",)}, "beam:2x2 goes by value: set value_model"),
         ({"value_model": None, "decoding": ("greedy",), "values_output": "v"}, "values_output needs a value model"),
         ({"decoding": ("beam:2",)}, "decoding 'beam:2' is none of: greedy"),
         ({"decoding": ("beam:2x2", "beam:4x1")}, "both give 'beam' answers with a budget of 4"),

@@ -11,7 +11,6 @@ from scipy import stats
 from posttrain.evaluation.statistics import (
     best_of_n_accuracy,
     bootstrap_interval,
-    majority_vote,
     mcnemar_p,
     pass_at_k,
     seed_interval,
@@ -118,16 +117,6 @@ def test_pass_at_k_is_the_share_of_all_subsets_with_a_correct_sample(n_correct, 
 def test_pass_at_k_refuses_more_draws_than_samples():
     with pytest.raises(ValueError, match="pass@5 of 4 samples"):
         pass_at_k(4, 2, 5)
-
-
-def test_majority_vote_takes_the_most_frequent_answer_and_the_first_of_equals():
-    assert majority_vote(["12", "7", "7", "12", "7"]) == "7"
-    assert majority_vote(["9", "12", "12", "9"]) == "9"
-
-
-def test_majority_vote_ignores_unparsed_answers_even_when_they_are_most():
-    assert majority_vote([None, None, None, "4"]) == "4"
-    assert majority_vote([None, None]) is None
 
 
 def brute_force_best_of_n(value, is_correct, n):

@@ -2,64 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
-from posttrain.sampling import Sample, SamplingParams
-from posttrain.schema import FinishReason
+from posttrain.sampling import SamplingParams
 from posttrain.search.beam import BeamParams, beam_search
-from posttrain.search.best_of_n import ScoredSample, best_of, score_samples
+from posttrain.search.best_of_n import AnswersParams, best_of_n
+from posttrain.search.drive import run_searches
 from posttrain.search.tree import NodeState
-
-PROMPT = (7, 7)
-NEWLINE, EOS = 0, 1
-STEP = SamplingParams(max_new_tokens=4, temperature=1.0, seed=0, stop=("\n",))
-WHOLE = SamplingParams(max_new_tokens=12, temperature=1.0, seed=0)
-
-
-class EveryChoice:
-    """An engine whose n samples are the n choices of a written-out tree, in a fixed order.
-
-    Two steps of one token plus newline are chosen from {2, 3, 4}; the third ends with EOS.
-    """
-
-    def sample(self, prompts, params, n, *, streams=None):
-        return [[self._nth(tuple(prompt), i, bool(params.stop)) for i in range(n)] for prompt in prompts]
-
-    def _nth(self, prefix, i, is_stepwise):
-        if not is_stepwise:
-            a, b, c = list(itertools.product((2, 3, 4), repeat=3))[i]
-            return _ended((a, NEWLINE, b, NEWLINE, c, EOS))
-        choice = 2 + i % 3
-        n_steps_done = prefix.count(NEWLINE)
-        if n_steps_done == 2:
-            return _ended((choice, EOS))
-        return Sample((choice, NEWLINE), (-1.0, 0.0), FinishReason.STOP, "\n")
-
-
-def _ended(tokens):
-    return Sample(tokens, tuple(-1.0 for _ in tokens), FinishReason.STOP, None)
-
-
-class TableScorer:
-    """V is a fixed, distinct number for every prefix; records what it was asked."""
-
-    def __init__(self):
-        self.asked = []
-        self.forgotten = []
-
-    def score(self, sequences):
-        self.asked.extend(tuple(s) for s in sequences)
-        return [_table_value(tuple(s)) for s in sequences]
-
-    def forget(self, sequences):
-        self.forgotten.extend(sequences)
-
-
-def _table_value(sequence):
-    # A polynomial of the tokens: no two prefixes of this tree share a value, and order is not monotone in depth.
-    return sum((i + 1) * token**2 % 11 + token / 100**i for i, token in enumerate(sequence)) % 5
+from tests.search.written_tree import EOS, NEWLINE, PROMPT, STEP, WHOLE, EveryChoice, TableScorer, table_value
 
 
 def _beam_by_enumeration(width):
@@ -67,9 +17,9 @@ def _beam_by_enumeration(width):
     beam = [()]
     for _ in range(2):
         grown = [(*prefix, choice, NEWLINE) for prefix in beam for choice in (2, 3, 4)]
-        beam = sorted(grown, key=lambda c: -_table_value(PROMPT + c))[:width]
+        beam = sorted(grown, key=lambda c: -table_value(PROMPT + c))[:width]
     answers = [(*prefix, choice, EOS) for prefix in beam for choice in (2, 3, 4)]
-    return max(answers, key=lambda c: _table_value(PROMPT + c[:-1]))
+    return max(answers, key=lambda c: table_value(PROMPT + c[:-1]))
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 9])
@@ -82,8 +32,8 @@ def test_beam_finds_the_answer_of_the_enumerated_algorithm_for_each_width(width)
 def test_full_width_beam_equals_best_of_all_answers():
     # Width 9 keeps all 9 two-step prefixes, so its pool is all 27 answers, the same that best-of-27 draws.
     (beam,) = beam_search(EveryChoice(), TableScorer(), [PROMPT], BeamParams(9, 3, 20, STEP))
-    (whole,) = score_samples(EveryChoice(), TableScorer(), [PROMPT], WHOLE, n=27)
-    assert beam.completion(beam.best()) == best_of(whole).sample.token_ids
+    (whole,) = run_searches(EveryChoice(), TableScorer(), [best_of_n(PROMPT, AnswersParams(27, WHOLE))])
+    assert beam.completion(beam.best()) == whole.completion(whole.best())
 
 
 def test_value_is_read_after_the_delimiter_of_a_step_and_before_the_eos_of_an_answer():
@@ -104,13 +54,6 @@ def test_problems_searched_together_give_the_trees_of_problems_searched_alone():
     assert [t.nodes for t in together] == [t.nodes for t in alone]
 
 
-def test_best_of_prefers_an_answer_that_ended_to_a_cut_one_of_higher_value():
-    ended = ScoredSample(_ended((2, EOS)), 0.1)
-    cut = ScoredSample(Sample((2, 3), (-1.0, -1.0), FinishReason.LENGTH, None), 0.9)
-    assert best_of([cut, ended]) is ended
-    assert best_of([cut]) is cut
-
-
 def test_identical_steps_are_one_node_that_remembers_how_often_it_was_sampled():
     # Six expansions of three distinct choices: each is drawn twice.
     (tree,) = beam_search(EveryChoice(), TableScorer(), [PROMPT], BeamParams(3, 6, 1, STEP))
@@ -126,7 +69,7 @@ def test_every_sampled_token_is_counted_also_those_of_pruned_branches():
     assert tree.n_generated_tokens == 3 * 3 * 2  # three rounds of three samples of two tokens
 
 
-def test_a_beam_stopped_by_max_steps_offers_its_cut_nodes_only_when_nothing_ended():
+def test_a_beam_stopped_by_max_steps_offers_its_cut_nodes_only_when_nothingended():
     (tree,) = beam_search(EveryChoice(), TableScorer(), [PROMPT], BeamParams(2, 3, 1, STEP))
     assert tree.best().state is NodeState.CUT
     (tree,) = beam_search(EveryChoice(), TableScorer(), [PROMPT], BeamParams(2, 3, 3, STEP))
@@ -138,5 +81,3 @@ def test_a_search_without_delimiters_or_with_greedy_expansions_is_refused():
         BeamParams(2, 2, 20, WHOLE)
     with pytest.raises(ValueError, match="temperature above 0"):
         BeamParams(2, 2, 20, SamplingParams(max_new_tokens=4, temperature=0.0, seed=0, stop=("\n",)))
-    with pytest.raises(ValueError, match="use beam_search for steps"):
-        score_samples(EveryChoice(), TableScorer(), [PROMPT], STEP, n=2)
