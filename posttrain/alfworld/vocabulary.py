@@ -1,7 +1,8 @@
 """A tokenizer and a network for policies from scratch: the engine's sentences are a few dozen templates with names.
 
-A template's words between two names are one token, a name's kind and its number are one each: an episode has about a
-third of the tokens that its words and marks would be, and every text of the engine comes back from its ids unchanged.
+A template's words between two names are one token, and so is a name ("drawer 3"), if the training games have it; else
+it is its kind and its number. An episode then has about a third of the tokens that its words and marks would be, what
+was seen is copied token for token, and every text of the engine comes back from its ids unchanged.
 """
 
 from __future__ import annotations
@@ -39,17 +40,18 @@ ANSWERS = (
 
 
 def episode_tokenizer(games: Iterable[Game]) -> PreTrainedTokenizerFast:
-    """The tokenizer of all templates and of the kinds of things in these games: give it training games only.
+    """The tokenizer of all templates and of the things in these games: give it training games only.
 
     What a template or a kind does not cover becomes <unk>, character by character.
     """
-    kinds = {f" {kind}" for game in games for kind in _kinds(game)}
+    names = {f" {name}" for game in games for name in _names(game)}
+    names |= {name.rstrip("0123456789 ") for name in names}  # the kinds of things
     numbers = [f" {number}" for number in range(1, MAX_NUMBER + 1)]
     goals = {piece for texts in GOAL_TEXTS.values() for text in texts for piece in _between_names(text)}
     templates = dict.fromkeys((*FIRST_TEXT, *COMMANDS, *ANSWERS, *sorted(goals)))
-    words = dict.fromkeys((PAD, EOS, UNKNOWN, *templates, *numbers, *sorted(kinds)))
+    words = dict.fromkeys((PAD, EOS, UNKNOWN, *templates, *numbers, *sorted(names)))
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
-    longest_first = sorted((*templates, *numbers, *kinds), key=len, reverse=True)
+    longest_first = sorted((*templates, *numbers, *names), key=len, reverse=True)
     pattern = "|".join(re.escape(piece) + r"\b" * piece[-1].isalnum() for piece in longest_first)
     core.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{pattern}|[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
@@ -77,10 +79,10 @@ def small_llama(tokenizer: PreTrainedTokenizerFast, *, max_tokens: int) -> Llama
     )
 
 
-def _kinds(game: Game) -> set[str]:
-    """The words before the numbers in a room's names, and the words of the goal."""
+def _names(game: Game) -> set[str]:
+    """The things of a room by their names, and the words of its goal."""
     targets = (game.object_target, game.receptacle_target, game.lamp_target)
-    return {name.rpartition(" ")[0] for name in read_room(game).name.values()} | {t.lower() for t in targets if t}
+    return {*read_room(game).name.values(), *(target.lower() for target in targets if target)}
 
 
 def _between_names(goal_text: str) -> list[str]:
