@@ -7,11 +7,13 @@ was seen is copied token for token, and every text of the engine comes back from
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from posttrain.alfworld.games import Game
 from posttrain.alfworld.goals import GOAL_TEXTS
@@ -58,6 +60,23 @@ def episode_tokenizer(games: Iterable[Game]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN, clean_up_tokenization_spaces=False
     )
+
+
+def fresh_policy(tokenizer: PreTrainedTokenizerFast, *, max_tokens: int, seed: int) -> LlamaForCausalLM:
+    """Random weights, but for one thing: a name starts as the sum of its kind and its number, scaled to their size.
+
+    So "book 2" is near the goal's "book" before the first step; a name is one token and would tell nothing of it.
+    """
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(small_llama(tokenizer, max_tokens=max_tokens))
+    ids = tokenizer.get_vocab()
+    weight = model.get_input_embeddings().weight
+    with torch.no_grad():
+        for name in ids:
+            kind, _, number = name.rpartition(" ")
+            if kind and number.isdigit():
+                weight[ids[name]] = (weight[ids[kind]] + weight[ids[f" {number}"]]) / math.sqrt(2)
+    return model
 
 
 def small_llama(tokenizer: PreTrainedTokenizerFast, *, max_tokens: int) -> LlamaConfig:

@@ -13,11 +13,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-from transformers import LlamaForCausalLM
-
 from posttrain.alfworld.games import Split, games_folder, read_games
-from posttrain.alfworld.vocabulary import episode_tokenizer, small_llama
+from posttrain.alfworld.vocabulary import episode_tokenizer, fresh_policy
 from posttrain.config import run_script
 from posttrain.iterate import OnceStages
 from posttrain.provenance import hash_data, write_run_card
@@ -65,8 +62,7 @@ def run(config: RunConfig) -> None:
 def write_fresh_policy(config: RunConfig, folder: Path) -> None:
     """The tokenizer of the training games and random weights."""
     tokenizer = episode_tokenizer(read_games(Split.TRAIN, folder=config.folder, limit=config.limit))
-    torch.manual_seed(config.seed)
-    LlamaForCausalLM(small_llama(tokenizer, max_tokens=MAX_TOKENS)).save_pretrained(folder)
+    fresh_policy(tokenizer, max_tokens=MAX_TOKENS, seed=config.seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
