@@ -21,7 +21,7 @@ from posttrain.alfworld.room import read_room
 from posttrain.alfworld.simulator import HELP
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
-MAX_NUMBER = 60  # of a name, such as "drawer 12"; the official rooms stay below
+MAX_NUMBER = 99  # of a name, such as "drawer 12"
 FIRST_TEXT = (
     "You are in the middle of a room. Looking quickly around you, you see",
     "\nYour task is to:",
