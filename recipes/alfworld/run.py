@@ -13,14 +13,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from posttrain.alfworld.games import Split, games_folder, read_games
+from posttrain.alfworld.games import Split, read_games
 from posttrain.alfworld.vocabulary import episode_tokenizer, fresh_policy
 from posttrain.config import run_script
 from posttrain.iterate import OnceStages
 from posttrain.provenance import hash_data, write_run_card
 from posttrain.stages import Argument, Stage, Stages
 
-MAX_TOKENS = 640  # positions of the network; expert.yaml, collect.yaml and the evals name the same bound
+MAX_TOKENS = 384  # positions of the network; expert.yaml, collect.yaml and the evals name the same bound
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ def run(config: RunConfig) -> None:
     write_run_card(output, {key: str(value) for key, value in asdict(config).items()}, hash_data(config.recipes))
     if not (fresh / "tokenizer_config.json").is_file():
         write_fresh_policy(config, fresh)
-    games: tuple[Argument, ...] = ("--folder", games_folder(config.folder), "--seed", str(config.seed))
-    games = games if config.limit is None else (*games, "--limit", str(config.limit))
     seed = ("--seed", str(config.seed))
+    games: tuple[Argument, ...] = seed if config.folder is None else (*seed, "--folder", config.folder)
+    games = games if config.limit is None else (*games, "--limit", str(config.limit))
     demonstrations, episodes = output / "expert.jsonl", output / "episodes.jsonl"
     sft, oreo = output / "sft", output / "oreo"
     stages.run(Stage("expert", "alfworld expert", ("--model", fresh, "--output", demonstrations, *games)))
