@@ -22,7 +22,7 @@ from posttrain.config import ConfigError, load_config
 class Verb:
     """One command. `config` and `function` are import paths, `module:name`."""
 
-    name: str  # one word or two: "oreo", "data check"
+    name: str  # words: "oreo", "data check"; a longer name stands before a verb that it begins with
     summary: str  # one line, shown by `posttrain --help`
     config: str
     function: str  # takes the config; an int that it returns is the exit code
@@ -78,6 +78,12 @@ VERBS = (
         function="posttrain.data.inspect:data_inspect",
     ),
     Verb(
+        "data solutions",
+        "Write the worked solutions of GSM8K or MATH as prompt/completion rows for sft.",
+        config="posttrain.data.solutions:SolutionsConfig",
+        function="posttrain.data.solutions:write_solutions",
+    ),
+    Verb(
         "data contamination",
         "Find the problems of a test split that share long runs of words with a training file.",
         config="posttrain.data.contamination:ContaminationConfig",
@@ -88,6 +94,12 @@ VERBS = (
         "Show which tokens of an answer a policy credits beside its reference, and a value model's steps.",
         config="posttrain.evaluation.inspect_credit:CreditConfig",
         function="posttrain.evaluation.inspect_credit:inspect_credit",
+    ),
+    Verb(
+        "eval run alfworld",
+        "The same as alfworld eval, with the same keys.",
+        config="posttrain.evaluation.alfworld_eval:AlfworldEvalConfig",
+        function="posttrain.evaluation.alfworld_eval:evaluate_alfworld",
     ),
     Verb(
         "eval run",

@@ -14,8 +14,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from posttrain.data import remainders
-from posttrain.data.problems import read_gsm8k_solutions
 from posttrain.data.rows import problem_to_json
+from posttrain.data.solutions import read_solutions
 from posttrain.data.sources import write_jsonl
 from posttrain.data.word_problems import word_problems
 from posttrain.evaluation.report import ReportConfig, report
@@ -130,7 +130,7 @@ def _write_word_problems(run: Path, config: QuickstartConfig) -> None:
     parts = {"solutions": rows[:n_sft], "train": rows[n_sft : n_sft + n_train], "test": rows[n_sft + n_train :]}
     for name, part in parts.items():
         write_jsonl(run / f"{name}.jsonl", part)
-    imitated = read_gsm8k_solutions(run / "solutions.jsonl", limit=None)
+    imitated = read_solutions(run / "solutions.jsonl", limit=None)
     write_jsonl(run / "sft.jsonl", ({"prompt": row.prompt, "completion": row.completion} for row in imitated))
 
 

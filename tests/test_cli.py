@@ -53,6 +53,21 @@ def test_overview_loads_neither_torch_nor_transformers() -> None:
     assert outcome.stdout.splitlines()[-1] == "False"
 
 
+def test_alfworld_as_a_task_is_the_verb_of_its_own_and_other_tasks_stay_what_they_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pages = {}
+    for words in ("eval run alfworld", "alfworld eval", "eval run"):
+        with pytest.raises(SystemExit):
+            main([*words.split(), "--help"])
+        pages[words] = capsys.readouterr().out.partition("required:")[2]
+    assert pages["eval run alfworld"] == pages["alfworld eval"]
+    assert "--seconds_per_game" in pages["alfworld eval"]
+    assert "--decoding" in pages["eval run"]
+    assert main(["eval", "run", "--model", "m", "alfworld"]) == 2
+    assert "name the task first, posttrain eval run alfworld" in capsys.readouterr().err
+
+
 def test_misspelt_verb_names_its_neighbour(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["docter"]) == 2
     assert "unknown verb 'docter'; did you mean 'doctor'?" in capsys.readouterr().err

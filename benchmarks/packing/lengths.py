@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from posttrain.data.problems import read_gsm8k_solutions
+from posttrain.data.solutions import read_solutions
 from posttrain.pretrained import load_tokenizer
 
 LENGTHS = Path(__file__).with_name("gsm8k_lengths.json")
@@ -46,7 +46,7 @@ def typical_batch(n_rows: int) -> list[Lengths]:
 
 def main(tokenizer_folder: str) -> None:
     tokenizer = load_tokenizer(tokenizer_folder)
-    texts = [(str(row.prompt), str(row.completion)) for row in read_gsm8k_solutions(SOURCE, limit=N_ROWS)]
+    texts = [(str(row.prompt), str(row.completion)) for row in read_solutions(SOURCE, limit=N_ROWS)]
     rows = [[len(tokenizer(prompt).input_ids), len(tokenizer(answer).input_ids) + 1] for prompt, answer in texts]
     lines = ",\n".join(json.dumps(rows[i : i + 16])[1:-1] for i in range(0, len(rows), 16))
     LENGTHS.write_text(f'{{"source": "{SOURCE}", "tokenizer": "SmolLM2-135M-Instruct", "rows": [\n{lines}\n]}}\n')

@@ -19,14 +19,13 @@ from posttrain.data.known_splits import warn_where_it_differs
 from posttrain.data.math_problems import is_math_row, parse_math_problem
 from posttrain.data.rows import parse_problem
 from posttrain.data.sources import LOCAL_FORMATS, OnBadRow, hub_parts, read_rows
-from posttrain.schema import CompletionRow, Problem
+from posttrain.schema import Problem
 
 PromptTemplate = Callable[[str], str]  # question -> the exact text that the policy continues
 
 DATA_FOLDER_VARIABLE = "POSTTRAIN_DATA"
 SIBLING_DATA_FOLDER = Path("../shared/data")
 
-CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 FINAL_NUMBER = re.compile(r"####\s*(-?[\d,]*\.?\d+)\s*\Z")
 
 
@@ -95,21 +94,16 @@ def require_distinct_ids(problems: Sequence[Problem]) -> None:
         )
 
 
-def read_gsm8k_solutions(
-    source: str | Path, *, limit: int | None, template: PromptTemplate = plain_prompt
-) -> list[CompletionRow]:
-    """GSM8K's human solutions for supervised fine-tuning: calculator marks removed, `#### N` kept as the last line."""
-    parse = partial(_parse_gsm8k_solution, template=template)
-    rows = read_rows(find_data(source), parse, on_bad_row=OnBadRow.ERROR)
-    warn_where_it_differs(rows)
-    return list(rows.rows if limit is None else rows.rows[:limit])
-
-
 def find_data(source: str | Path) -> str | Path:
     """The source itself if it is a path that exists; else the same path below a data folder; else unchanged."""
     named = os.environ.get(DATA_FOLDER_VARIABLE)
     folders = [Path(), *([Path(named)] if named else []), SIBLING_DATA_FOLDER]
     return next((folder / source for folder in folders if (folder / source).is_file()), source)
+
+
+def first_at_hand(sources: Sequence[str]) -> str:
+    """The first of the sources that is a file here, as find_data looks; else the last: a Hub id or a generator."""
+    return next((source for source in sources if Path(find_data(source)).is_file()), sources[-1])
 
 
 def _split_name(source: str) -> str:
@@ -137,12 +131,3 @@ def _parse_any_problem(obj: object, where: str, *, split: str, template: PromptT
         answer=final[1].replace(",", "") if final else "",
         grader="final_number",
     )
-
-
-def _parse_gsm8k_solution(obj: object, where: str, *, template: PromptTemplate) -> CompletionRow:
-    fields = Fields(obj, where)
-    question, solution = fields.text("question"), fields.text("answer")
-    fields.raise_faults()
-    prompt = template(question)
-    gap = "" if prompt[-1:].isspace() else " "
-    return CompletionRow(where, prompt, gap + CALCULATOR_MARK.sub("", solution))

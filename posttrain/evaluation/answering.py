@@ -169,7 +169,7 @@ def _beam(a: Answering, chunk: Chunk, beam: Beam) -> Iterator[_Answer]:
     step = replace(whole_answers(a), stop=a.config.step_delimiters)
     params = BeamParams(beam.width, beam.expansions, a.config.max_steps, step)
     t = _tokens(a)
-    trees = beam_search(t.engine, a.scorer, t.prompts(chunk.problems), params)
+    trees = beam_search(t.engine, a.scorer, t.prompts(chunk.problems), params, streams=chunk.streams)
     for problem, tree in zip(chunk.problems, trees, strict=True):
         best = tree.best()
         value = None if best is None else best.value

@@ -13,6 +13,8 @@ from posttrain.evaluation.records import SAMPLE, MethodBudget, split_method
 from posttrain.evaluation.statistics import Interval, best_of_n_accuracy, bootstrap_interval, pass_at_k
 from posttrain.schema import AnswerRecord, FinishReason, Grade
 
+EXACT = " (exact)"  # ends the label of an expectation over subsets
+
 
 @dataclass(frozen=True, slots=True)
 class BudgetPoint:
@@ -30,7 +32,7 @@ def budget_points(
     """Measured and exact points; a measured best-of-n gives way to an exact one that reaches as far."""
     measured, exact = measured_points(summaries), exact_points(answers)
     reach = {point.label: point.budget for point in exact}  # points come with rising budgets
-    kept = tuple(p for p in measured if reach.get(f"{p.label} (exact)", 0) < _largest(p.label, measured))
+    kept = tuple(p for p in measured if reach.get(p.label + EXACT, 0) < _largest(p.label, measured))
     return (*kept, *exact)
 
 
@@ -53,9 +55,9 @@ def exact_points(answers: Mapping[MethodBudget, Sequence[AnswerRecord]]) -> tupl
         policy, decoding = split_method(method)
         if decoding != SAMPLE:
             continue
-        points += _curve(f"{policy}/pass@n (exact)", records, _pass_at_n)
+        points += _curve(f"{policy}/pass@n{EXACT}", records, _pass_at_n)
         if all(record.value is not None for record in records):
-            points += _curve(f"{policy}/best_of_n (exact)", records, _best_of_n)
+            points += _curve(f"{policy}/best_of_n{EXACT}", records, _best_of_n)
     return tuple(points)
 
 

@@ -78,18 +78,12 @@ def summarise(records: Sequence[AnswerRecord], *, bootstrap_seed: int = 0) -> Me
     for record in records:
         by_task[record.task_id].append(_is_correct(record))
         by_seed[record.seed].append(_is_correct(record))
-    n_correct = sum(map(_is_correct, records))
-    if len(by_task) == len(records):
-        accuracy = wilson_interval(n_correct, len(records))
-    else:
-        total, n = [sum(x) for x in by_task.values()], [len(x) for x in by_task.values()]
-        accuracy = bootstrap_interval(total, n, rng=np.random.default_rng(bootstrap_seed))
     seeds = tuple((seed, float(np.mean(by_seed[seed]))) for seed in sorted(by_seed))
     return MethodSummary(
         method=method,
         budget=budget,
         n_problems=len(by_task),
-        accuracy=accuracy,
+        accuracy=accuracy_over_problems(by_task, bootstrap_seed=bootstrap_seed),
         by_seed=seeds,
         over_seeds=seed_interval([x for _, x in seeds]) if len(seeds) > 1 else None,
         tokens_per_answer=float(np.mean([record.n_generated_tokens for record in records])),
@@ -98,6 +92,14 @@ def summarise(records: Sequence[AnswerRecord], *, bootstrap_seed: int = 0) -> Me
         n_timeout=sum(record.grade is Grade.TIMEOUT for record in records),
         n_cut=sum(record.finish_reason is FinishReason.LENGTH for record in records),
     )
+
+
+def accuracy_over_problems(by_task: Mapping[str, Sequence[bool]], *, bootstrap_seed: int = 0) -> Interval:
+    """Share of correct answers, given those to each problem: Wilson for one each, else a bootstrap over problems."""
+    total, n = [sum(x) for x in by_task.values()], [len(x) for x in by_task.values()]
+    if sum(n) == len(by_task):
+        return wilson_interval(sum(total), len(by_task))
+    return bootstrap_interval(total, n, rng=np.random.default_rng(bootstrap_seed))
 
 
 def compare(

@@ -15,7 +15,17 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours without the yellow, which is too pale for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 POLICY_COLOUR = {"oreo": "#0072B2", "dpo": "#D55E00", "rejection_sampling": "#009E73", "sft": "#6E6E6E"}
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Colours tell policies apart; a decoding has its marker and line. Dashes are left to greedy answers.
+LOOK_OF_DECODING: dict[str, tuple[str, Any]] = {
+    "greedy": ("o", "--"),
+    "beam": ("s", "-"),
+    "best_of_n": ("^", (0, (7, 1.5))),
+    "majority": ("v", (0, (4, 1.5, 1, 1.5))),
+    "pass@n": ("D", (0, (1, 1.2))),
+    "likelihood": ("P", (0, (7, 1.5, 1, 1.5))),
+    "log_ratio": ("X", (0, (7, 1.5, 1, 1.5, 1, 1.5))),
+}
+OTHER_MARKERS = ("*", "<", ">", "h", "p")
 INK = "#222222"
 GRID = "#E3E3E3"
 DPI = 144
@@ -69,7 +79,7 @@ def legend_below(axes: Axes, *, n_columns: int = 2) -> None:
 def legend_of_all(axes: Axes, *, n_columns: int) -> None:
     """The legend of these axes under all axes of the figure, as wide as those together."""
     handles, labels = axes.get_legend_handles_labels()
-    axes.figure.legend(handles, labels, loc="outside lower left", ncols=n_columns, handlelength=1.8)
+    axes.figure.legend(handles, labels, loc="outside lower left", ncols=n_columns, handlelength=3.4)
 
 
 def log_scale_y(axes: Axes) -> None:
@@ -89,6 +99,14 @@ def colour_of_policy(policy: str, others: Sequence[str]) -> str:
     free = [colour for colour in PALETTE if colour not in POLICY_COLOUR.values()]
     unknown = [name for name in dict.fromkeys(others) if name not in POLICY_COLOUR]
     return free[unknown.index(policy) % len(free)]
+
+
+def look_of_decoding(decoding: str, others: Sequence[str]) -> tuple[str, Any]:
+    """Marker and line of a known decoding; others take the remaining markers, and a plain line, in their order."""
+    if decoding in LOOK_OF_DECODING:
+        return LOOK_OF_DECODING[decoding]
+    unknown = [name for name in dict.fromkeys(others) if name not in LOOK_OF_DECODING]
+    return OTHER_MARKERS[unknown.index(decoding) % len(OTHER_MARKERS)], "-"
 
 
 def _matplotlib() -> tuple[Any, Any]:

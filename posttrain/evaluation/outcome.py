@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from posttrain.evaluation.by_tag import accuracy_by_tag, tag_table
 from posttrain.evaluation.records import SAMPLE, group_records, split_method
 from posttrain.evaluation.statistics import Interval, bootstrap_interval, pass_at_k, wilson_interval
-from posttrain.evaluation.tables import Table
 from posttrain.provenance import write_json
 from posttrain.schema import AnswerRecord, Grade
 
@@ -59,38 +59,22 @@ def disagreements(records: Sequence[AnswerRecord]) -> Iterator[str]:
         yield f"    {record.task_id} ({record.method}): {said}: ...{record.text[-60:]!r}"
 
 
-def tag_tables(records: Iterable[AnswerRecord]) -> dict[str, Table]:
-    """By tag, such as level or subject: accuracy of each method on the problems of each value of it."""
-    answers = [record for record in records if split_method(record.method)[1] != SAMPLE]
-    names = sorted({name for record in answers for name, _ in record.tags})
-    groups = group_records(answers)
-    tables = {}
-    for name in names:
-        values = sorted({dict(record.tags)[name] for record in answers if name in dict(record.tags)})
-        rows = []
-        for value in values:
-            own = [[r for r in group if dict(r.tags).get(name) == value] for group in groups.values()]
-            rows.append((value, str(max(map(len, own))), *(_accuracy(group) if group else "–" for group in own)))
-        header = (name, "problems", *(f"{method}, n = {budget}" for method, budget in groups))
-        tables[name] = Table(header, tuple(rows))
-    return tables
-
-
 def write_outcome(card: Path, records: Iterable[AnswerRecord], *, seconds: Mapping[str, float]) -> None:
     """outcome.json and tables by tag beside the run card; `seconds` that this process took for each decoding."""
     kept = list(records)
+    groups = group_records(kept)
     methods = {
         f"{method}, n = {budget}": {
             "n_answers": len(group),
             "n_tokens": sum(record.n_generated_tokens for record in group),
             **{grade.value: sum(record.grade is grade for record in group) for grade in Grade},
         }
-        for (method, budget), group in group_records(kept).items()
+        for (method, budget), group in groups.items()
     }
     chances = {f"{policy}/pass@{k}": asdict(at) for (policy, k), at in pass_at(kept).items()}
     write_json(card / OUTCOME, {"seconds": dict(seconds), "methods": methods, "pass_at_k": chances})
-    for name, table in tag_tables(kept).items():
-        (card / f"by_{name}.md").write_text(table.to_markdown(), encoding="utf-8")
+    for tag, values in accuracy_by_tag(groups).items():
+        (card / f"by_{tag}.md").write_text(tag_table(tag, values).to_markdown(), encoding="utf-8")
 
 
 def _accuracy(group: Sequence[AnswerRecord]) -> str:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from posttrain.evaluation.budget_curves import BudgetPoint
+from posttrain.evaluation.budget_curves import EXACT, BudgetPoint
+from posttrain.evaluation.by_tag import TagValue, labels_of
 from posttrain.evaluation.calibration import ReliabilityBin
 from posttrain.evaluation.comparison import MethodSummary
 from posttrain.evaluation.figures import (
     GRID,
     INK,
-    MARKERS,
     PALETTE,
     colour_of_policy,
     figure,
     legend_below,
     legend_of_all,
     log_scale_y,
+    look_of_decoding,
 )
 from posttrain.evaluation.records import split_method
 from posttrain.evaluation.run_folder import Curve, Curves, SolutionValues
@@ -94,11 +95,12 @@ def plot_accuracy_by_method(summaries: Sequence[MethodSummary], path: Path) -> P
 def plot_accuracy_by_compute(points: Sequence[BudgetPoint], path: Path) -> Path | None:
     """Accuracy against samples and against generated tokens per problem, log2; greedy methods as dashed lines.
 
+    A policy has a colour, a decoding its marker and line; expectations over subsets ("exact") have hollow markers.
     None when no method was given more than one sample.
     """
     greedy = [p for p in points if split_method(p.label)[1] == GREEDY]
     labels = list(dict.fromkeys(p.label for p in points if p not in greedy))
-    searched = {split_method(label)[0] for label in labels}
+    searched = [split_method(label)[0] for label in labels]
     if not any(p.budget > 1 for p in points):
         return None
     with figure(path, 1, 2, width=9.8, height=6.0, sharey=True) as grid:
@@ -107,17 +109,47 @@ def plot_accuracy_by_compute(points: Sequence[BudgetPoint], path: Path) -> Path 
             (grid[0, 1], lambda p: p.tokens, "generated tokens per problem"),
         ):
             for i, label in enumerate(labels):
-                _draw_budget_line(axes, [p for p in points if p.label == label], cost_of, i, len(labels))
+                shift = 2 ** (0.05 * (i - (len(labels) - 1) / 2))  # keeps the intervals of one budget apart
+                own = sorted((p for p in points if p.label == label), key=cost_of)
+                x = [shift * cost_of(p) for p in own]
+                _draw_budget_line(axes, x, own, _look(label, labels))
             for p in greedy:
                 policy = split_method(p.label)[0]
                 if policy in searched or policy == "sft":
-                    colour = colour_of_policy(policy, [policy])
+                    colour = colour_of_policy(policy, searched)
                     axes.axhline(100 * p.accuracy.estimate, color=colour, linestyle="--", linewidth=1.3, label=p.label)
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
             axes.set_xlabel(f"{unit} (log scale)")
         grid[0, 0].set_ylabel("problems solved, %")
         legend_of_all(grid[0, 0], n_columns=3)
+    return path
+
+
+def plot_accuracy_by_tag(tag: str, values: Sequence[TagValue], path: Path) -> Path:
+    """Accuracy with its 95 % interval on the problems of each value of a tag, the methods one below the other."""
+    labels = labels_of(values)
+    room = 0.8 / len(labels)  # of one row, for each method
+    height = 1.4 + len(values) * (0.2 + 0.14 * len(labels)) + 0.08 * len(labels)
+    with figure(path, 1, 1, width=8.6, height=height) as grid:
+        axes = grid[0, 0]
+        for i, label in enumerate(labels):
+            found = [(row, value.accuracy[label]) for row, value in enumerate(values) if label in value.accuracy]
+            x = [100 * at.estimate for _, at in found]
+            y = [row + room * (i - (len(labels) - 1) / 2) for row, _ in found]
+            below, above = zip(*((at.estimate - at.low, at.high - at.estimate) for _, at in found), strict=True)
+            look = {**_look(label, labels), "linestyle": "none"}
+            error = 100 * np.array([below, above])
+            axes.errorbar(x, y, xerr=error, capsize=2, elinewidth=1, label=label, **look)
+        for row in range(1, len(values)):
+            axes.axhline(row - 0.5, color=GRID, linewidth=0.8)
+        axes.set_yticks(range(len(values)), [f"{value.value} ({value.n_problems})" for value in values])
+        axes.set_ylim(len(values) - 0.5, -0.5)  # the first value on top
+        axes.set_xlim(-2, 102)
+        axes.set_xlabel("problems solved, %")
+        axes.set_ylabel(f"{tag} (problems)")
+        axes.grid(visible=False, axis="y")
+        legend_of_all(axes, n_columns=3)
     return path
 
 
@@ -197,19 +229,25 @@ def _all_positive(keys: Iterable[str], by_seed: Sequence[Curves]) -> bool:
     return all(number > 0 for curves in by_seed for key in keys for _, number in curves.get(key, ()))
 
 
-def _draw_budget_line(
-    axes: Axes, points: Sequence[BudgetPoint], cost_of: Callable[[BudgetPoint], float], i: int, n_lines: int
-) -> None:
-    ordered = sorted(points, key=cost_of)
-    # Lines share their budgets; a few per cent of sideways room keeps the intervals apart.
-    shift = 2 ** (0.05 * (i - (n_lines - 1) / 2))
-    x = [cost_of(p) * shift for p in ordered]
-    y = [100 * p.accuracy.estimate for p in ordered]
+def _look(label: str, labels: Sequence[str]) -> dict[str, Any]:
+    """How a method among these is drawn, as matplotlib's keywords."""
+    policies, decodings = zip(*(split_method(_bare(other)) for other in labels), strict=True)
+    policy, decoding = split_method(_bare(label))
+    colour = colour_of_policy(policy, policies)
+    marker, line = look_of_decoding(decoding, decodings)
+    hollow = {"markerfacecolor": "white"} if label.endswith(EXACT) else {}
+    return {"color": colour, "marker": marker, "linestyle": line, "markersize": 5, **hollow}
+
+
+def _bare(label: str) -> str:
+    """The method's name in a label, without its budget."""
+    return label.removesuffix(EXACT).partition(", n = ")[0]
+
+
+def _draw_budget_line(axes: Axes, x: Sequence[float], points: Sequence[BudgetPoint], look: Mapping[str, Any]) -> None:
+    y = [100 * p.accuracy.estimate for p in points]
     error = [
-        [100 * (p.accuracy.estimate - p.accuracy.low) for p in ordered],
-        [100 * (p.accuracy.high - p.accuracy.estimate) for p in ordered],
+        [100 * (p.accuracy.estimate - p.accuracy.low) for p in points],
+        [100 * (p.accuracy.high - p.accuracy.estimate) for p in points],
     ]
-    colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
-    axes.errorbar(
-        x, y, yerr=error, color=colour, marker=marker, markersize=5, capsize=2, elinewidth=1, label=ordered[0].label
-    )
+    axes.errorbar(x, y, yerr=error, capsize=2, elinewidth=1, label=points[0].label, **look)

@@ -14,6 +14,7 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.problems import PromptTemplate, TemplateName, chat_prompt, text_template
+from posttrain.evaluation.shots import Shots
 from posttrain.schema import Problem
 
 QUESTION = "{question}"  # where the question stands in a text
@@ -32,10 +33,15 @@ class Protocol:
     max_new_tokens: int = 512
     graders: tuple[str, ...] = ()  # the first gives the grade, all are recorded; none: the problem's own grader
     source: str = ""  # where it is from, and how it differs
+    shots: Shots | None = None  # solved problems before the question, as text
+
+    def __post_init__(self) -> None:
+        if self.is_chat and self.shots is not None:
+            raise ValueError(f"protocol {self.name} is a conversation and has shots: shots are put before a text")
 
     def hash(self) -> str:
-        """12 hex digits of a sha256 over all that changes a number."""
-        fixed = {name: value for name, value in asdict(self).items() if name != "source"}
+        """12 hex digits of a sha256 over all that changes a number, the pool that shots are drawn from included."""
+        fixed = {name: value for name, value in asdict(self).items() if name != "source" and value is not None}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:12]
 
     def template(self, tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:
@@ -69,6 +75,12 @@ _BOXED = r"Please reason step by step, and put your final answer within \boxed{}
 _MATH_GRADERS = ("math_verify", "reference_extraction", "boxed")
 _HARNESS = {"version": 1, "prompt": "Question: {question}\nAnswer:", "max_new_tokens": 256}
 _HARNESS_STOP = ("Question:", "</s>", "<|im_end|>")
+_HARNESS_SHOTS = Shots(
+    n=5,
+    sources=("gsm8k/train.jsonl", "openai/gsm8k:main:train"),
+    sha256="78212a281c5c91ee0a8a573ee3387c55d62493ea1853a46f94668e8382b45bf6",
+    seed=1234,
+)
 
 PROTOCOLS: Mapping[str, Protocol] = {
     protocol.name: protocol
@@ -93,6 +105,22 @@ PROTOCOLS: Mapping[str, Protocol] = {
             stop=_HARNESS_STOP,
             graders=("lm_eval_flexible", "lm_eval_strict"),
             source="lm-eval 0.4's gsm8k with --num_fewshot 0, filter flexible-extract. Its default has 5 shots.",
+        ),
+        Protocol(
+            name="lm-eval-strict-5shot",
+            **_HARNESS,
+            stop=_HARNESS_STOP,
+            graders=("lm_eval_strict", "lm_eval_flexible"),
+            shots=_HARNESS_SHOTS,
+            source="lm-eval 0.4's gsm8k by default: 5 shots, seed 1234, one process; filter strict-match.",
+        ),
+        Protocol(
+            name="lm-eval-flexible-5shot",
+            **_HARNESS,
+            stop=_HARNESS_STOP,
+            graders=("lm_eval_flexible", "lm_eval_strict"),
+            shots=_HARNESS_SHOTS,
+            source="lm-eval 0.4's gsm8k by default: 5 shots, seed 1234, one process; filter flexible-extract.",
         ),
         Protocol(
             name="oreo-paper",

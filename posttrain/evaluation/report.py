@@ -6,10 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from posttrain.evaluation import sections
+from posttrain.evaluation.by_tag import accuracy_by_tag, tag_table
 from posttrain.evaluation.comparison import summarise
+from posttrain.evaluation.games_by_type import games_by_type
 from posttrain.evaluation.page import html_page
 from posttrain.evaluation.run_folder import load_run
-from posttrain.evaluation.tables import START_METHOD, comparison_table, paired_comparisons, summary_table
+from posttrain.evaluation.tables import (
+    START_METHOD,
+    comparison_table,
+    largest_budgets,
+    paired_comparisons,
+    summary_table,
+)
+from posttrain.evaluation.tag_section import tag_section
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +50,13 @@ def write_report(config: ReportConfig) -> Path:
     summary = summary_table(run.answers, start_method=config.start_method)
     comparisons, unpaired = paired_comparisons(run.answers)
     paired = comparison_table(comparisons)
+    largest = {(summary.method, summary.budget) for summary in largest_budgets(summaries)}
+    by_tag = accuracy_by_tag({method: records for method, records in run.answers.items() if method in largest})
+    by_tag |= games_by_type(run.games)
     parts = (
         ("run", "What was run", sections.run_section(run)),
         ("summary", "Accuracy by method", sections.summary_section(run, summaries, summary, output)),
+        ("tags", "Accuracy by kind of problem", tag_section(by_tag, output)),
         ("paired", "Paired comparisons", sections.paired_section(paired, unpaired)),
         ("compute", "Accuracy against compute", sections.compute_section(run, summaries, output)),
         ("curves", "Learning curves", sections.curves_section(run, output)),
@@ -53,6 +66,7 @@ def write_report(config: ReportConfig) -> Path:
     title = f"Run report: {config.run.resolve().name}"
     page = output / "index.html"
     page.write_text(html_page(title, sections.lead(summaries, config.start_method), parts), encoding="utf-8")
-    tables = [table.to_markdown() for table in (summary, paired) if table.rows]
+    of_tags = (tag_table(tag, values) for tag, values in by_tag.items())
+    tables = [table.to_markdown() for table in (summary, paired, *of_tags) if table.rows]
     (output / "results.md").write_text("\n".join(tables) or "No answers on file.\n", encoding="utf-8")
     return page

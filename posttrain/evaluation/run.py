@@ -19,6 +19,7 @@ from posttrain.evaluation.eval_config import EvalConfig, decodings_of, name_of, 
 from posttrain.evaluation.ledger import Ledger, expected_keys, keyed, problem_key
 from posttrain.evaluation.loading import load_answering, prompt_template, protocol_of
 from posttrain.evaluation.outcome import disagreements, summary, write_outcome
+from posttrain.evaluation.shots import with_shots
 from posttrain.evaluation.solutions import read_solution, write_solutions
 from posttrain.evaluation.statistics import wilson_interval
 from posttrain.evaluation.tasks import task_source
@@ -74,7 +75,10 @@ def _ask(config: EvalConfig) -> Asked:
     """All problems of the source, `limit` or not: their keys tell whose answers are on file."""
     protocol = protocol_of(config)
     source, _ = task_source(config.problems)
-    problems = read_problems(source, limit=None, template=prompt_template(config, protocol))
+    template = prompt_template(config, protocol)
+    problems = read_problems(source, limit=None, template=template)
+    if protocol.shots is not None:
+        problems = with_shots(problems, protocol.shots, template)
     require_distinct_ids(problems)
     if not problems[: config.limit]:
         raise ValueError(

@@ -1,8 +1,10 @@
 """What a finished run leaves on disk, read back for the report.
 
-    RUN/run.json                 what was run: command, commit, versions, device, seeds (any JSON object)
+    RUN/run.json                 what was run: command, commit, versions, device, seeds (any JSON object); without it
+                                 RUN/evaluations/<name>/run.json, the cards of `posttrain eval run`, or RUN/*.run.json
     RUN/answers.jsonl            AnswerRecords of all methods; or answers.jsonl.gz
     RUN/<stage>/metrics.jsonl    one JSON object per logged step: "step" and scalar keys
+    RUN/*.jsonl                  games of ALFWorld, as `posttrain alfworld` writes them
     RUN/values.jsonl             V along solutions, one solution per line (see SolutionValues)
 
 A study over several seeds has RUN/seed-0, RUN/seed-1, ..., each laid out like this.
@@ -18,6 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.alfworld.play import GameRecord
+from posttrain.evaluation.alfworld_baseline import read_game_records
+from posttrain.evaluation.games_by_type import game_files
 from posttrain.evaluation.records import MethodBudget, answers_file, load_run_records
 from posttrain.schema import AnswerRecord, Grade
 
@@ -65,6 +70,7 @@ class Run:
     answers: dict[MethodBudget, tuple[AnswerRecord, ...]]
     curves: dict[str, tuple[Curves, ...]]  # by stage, one entry per seed folder that has it
     solutions: dict[str, tuple[SolutionValues, ...]]  # by name of the seed folder, where it has them
+    games: tuple[GameRecord, ...]  # of all ALFWorld files in the folder
     missing: tuple[str, ...]  # paths relative to the folder
 
 
@@ -93,8 +99,9 @@ def load_run(run: Path) -> Run:
         missing.extend(str(path.relative_to(run)) for path in paths if not path.exists())
         return [path for path in paths if path.exists()]
 
-    # A study may say once, at its top, what all its seeds share.
-    top = [run / "run.json"] if (run / "run.json").exists() else []
+    # A study may say once, at its top, what all its seeds share; an evaluation has a card for each policy.
+    cards = [*sorted(run.glob("evaluations/*/run.json")), *sorted(run.glob("*.run.json"))]
+    top = [run / "run.json"] if (run / "run.json").exists() else cards
     info_paths = top or present("run.json")
     curves = {stage: tuple(read_curves(path) for path in present(f"{stage}/metrics.jsonl")) for stage in STAGES}
     return Run(
@@ -104,6 +111,7 @@ def load_run(run: Path) -> Run:
         answers=load_run_records([path.parent for path in existing([answers_file(folder) for folder in folders])]),
         curves={stage: by_seed for stage, by_seed in curves.items() if by_seed},
         solutions={path.parent.name: read_solutions(path) for path in present("values.jsonl")},
+        games=tuple(record for path in game_files(run) for record in read_game_records(path)),
         missing=tuple(missing),
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from posttrain.evaluation import plots
-from posttrain.evaluation.budget_curves import budget_points
+from posttrain.evaluation.budget_curves import EXACT, budget_points
 from posttrain.evaluation.calibration import (
     auc_interval,
     brier_score,
@@ -59,8 +59,8 @@ _COMPUTE = (
     "height. Tokens include discarded samples and branches, not the calls of the value model."
 )
 _EXACT = (
-    " Lines marked exact are expectations over all subsets of the samples on file; pass@n is what a selector that "
-    "knows the answer would reach."
+    " Lines marked exact, with hollow markers, are expectations over all subsets of the samples on file; pass@n is "
+    "what a selector that knows the answer would reach."
 )
 _CALIBRATION = (
     "Each solution enters once per panel, so its points are independent as far as the problems are. V is trained "
@@ -83,7 +83,7 @@ def lead(summaries: Sequence[MethodSummary], start_method: str) -> str:
 
 def run_section(run: Run) -> str:
     if not run.info:
-        return _not_found(run, "run.json", "what was run")
+        return _not_found(run, "run.json", "settings")
     merged = [dict(_flatten(info)) for info in run.info]
     facts: list[tuple[str, str]] = []
     for name in dict.fromkeys(name for info in merged for name in info):
@@ -130,7 +130,7 @@ def compute_section(run: Run, summaries: Sequence[MethodSummary], output: Path) 
     if png is None:
         return absent("No method on file drew more than one sample per problem.")
     spoken = "; ".join(f"{p.label} with {p.budget} samples {percent_with_interval(p.accuracy)}" for p in points)
-    exact = _EXACT if any("(exact)" in p.label for p in points) else ""
+    exact = _EXACT if any(p.label.endswith(EXACT) for p in points) else ""
     return picture(
         png,
         alt=f"Accuracy in per cent against samples and tokens per problem: {spoken}.",

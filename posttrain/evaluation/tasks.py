@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from posttrain.data.generated import GENERATED_PREFIX
-from posttrain.data.problems import find_data
+from posttrain.data.problems import find_data, first_at_hand
 from posttrain.data.sources import LOCAL_FORMATS
 from posttrain.evaluation.protocols import PROTOCOLS, protocol_named
 
@@ -62,10 +62,12 @@ def task_source(name: str) -> tuple[str, str | None]:
     """
     if name in TASKS:
         task = TASKS[name]
-        on_disk = [source for source in task.sources if Path(find_data(source)).is_file()]
-        return (on_disk or [task.sources[-1]])[0], task.protocol
+        return first_at_hand(task.sources), task.protocol
     if name == "alfworld":
-        raise ValueError("ALFWorld's games are played turn by turn on its engine: posttrain alfworld eval")
+        raise ValueError(
+            "ALFWorld's games are played turn by turn on its engine, with keys of their own: name the task first, "
+            "posttrain eval run alfworld --model M --name NAME --output FILE.jsonl (or posttrain alfworld eval)"
+        )
     is_source = name.startswith(GENERATED_PREFIX) or "/" in name or Path(name).suffix in LOCAL_FORMATS
     if not is_source:
         near = difflib.get_close_matches(name, TASKS, n=1)
@@ -86,11 +88,12 @@ def list_tasks(config: ListConfig) -> None:
         source, _ = task_source(name)
         place = "generated" if source.startswith(GENERATED_PREFIX) else str(find_data(source))
         print(f"  {name:13} {task.n_problems:5} problems  {task.protocol:12}  {task.about}; from {place}")
-    print("  alfworld        274 games: posttrain alfworld eval")
+    games = "ALFWorld's validation games; keys of their own: posttrain eval run alfworld --help"
+    print(f"  {'alfworld':13} {274:5} games     {'react-oreo':12}  {games}")
     print("  or a .jsonl or .parquet file, a Hub id, reasoning_gym:<dataset>?size=<n>&seed=<n>")
     print("\nProtocols (--protocol NAME; `posttrain eval ls --protocol NAME` shows one whole):")
     for protocol in PROTOCOLS.values():
-        print(f"  {protocol.name:17} v{protocol.version} {protocol.hash()}  graded by {', '.join(protocol.graders)}")
+        print(f"  {protocol.name:22} v{protocol.version} {protocol.hash()}  graded by {', '.join(protocol.graders)}")
 
 
 def _show_protocol(name: str) -> None:
@@ -98,6 +101,12 @@ def _show_protocol(name: str) -> None:
     print(f"{protocol.name} v{protocol.version}, hash {protocol.hash()}\n{protocol.source}\n")
     if protocol.is_chat:
         print(f"chat template of the model; system:\n{protocol.system}\nuser:")
+    if protocol.shots is not None:
+        shots, place = protocol.shots, first_at_hand(protocol.shots.sources)
+        print(
+            f"{shots.n} shots before each question, drawn for each by itself from {place} (seed {shots.seed}, rows' "
+            f"sha256 {shots.sha256[:12]}); `posttrain eval run TASK --protocol {name} --show_prompt` shows them\n"
+        )
     print(protocol.prompt)
     print(f"\nends before any of {list(protocol.stop)} or with EOS, {protocol.max_new_tokens} tokens at most")
     print(f"graded by {', '.join(protocol.graders)}; the first counts")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
-from posttrain.sampling import SamplingEngine, SamplingParams
+from posttrain.sampling import SamplingEngine, SamplingParams, prompt_streams
+from posttrain.search.asks import Round, Search, branch_stream
+from posttrain.search.budget import Budget
+from posttrain.search.drive import run_searches
+from posttrain.search.ranking import Ranking
 from posttrain.search.scorer import ValueScorer
 from posttrain.search.tree import Node, NodeState, SearchTree
 
@@ -16,64 +20,75 @@ class BeamParams:
     expansions: int  # continuations sampled from each; the paper uses B again
     max_steps: int  # the paper allows 20
     sampling: SamplingParams  # of one step: its `stop` strings are the step delimiters
+    ranking: Ranking = field(default_factory=Ranking)
+    budget: Budget = field(default_factory=Budget)
+    answers_take_width: bool = False  # an answer leaves its place empty, and the search ends with the last place
 
     def __post_init__(self) -> None:
         if min(self.width, self.expansions, self.max_steps) < 1:
             raise ValueError(
                 f"width {self.width}, expansions {self.expansions}, max_steps {self.max_steps}: each needs 1 or more"
             )
-        if not self.sampling.stop:
-            raise ValueError("a step-level search needs step delimiters: set sampling.stop, e.g. ('\\n',)")
-        if self.sampling.temperature == 0 and self.expansions > 1:
-            raise ValueError("greedy expansions of one prefix are all the same: set sampling.temperature above 0")
+        require_steps(self.sampling, self.expansions)
+
+
+def require_steps(sampling: SamplingParams, expansions: int) -> None:
+    """Raises ValueError for sampling that does not end at steps, or whose expansions are all the same."""
+    if not sampling.stop:
+        raise ValueError("a step-level search needs step delimiters: set sampling.stop, e.g. ('\\n',)")
+    if sampling.temperature == 0 and expansions > 1:
+        raise ValueError("greedy expansions of one prefix are all the same: set sampling.temperature above 0")
+
+
+def beam(prompt: Sequence[int], params: BeamParams, *, stream: int = 0) -> Search:
+    """The search below one prompt.
+
+    Each round samples `expansions` steps from every open node, reads V of each candidate at its last token, moves
+    those that ended to the answer pool and keeps the `width` open candidates of highest score.
+    """
+    tree = SearchTree(tuple(prompt))
+    purse = params.budget.start()
+    kept, width = [tree.root], params.width
+    for _ in range(params.max_steps):
+        streams = [branch_stream(stream, node.index) for node in kept]
+        candidates = yield from purse.expand(tree, kept, params.sampling, params.expansions, streams)
+        if not candidates:
+            break
+        ranked = yield from params.ranking.rank(tree, candidates)
+        if params.answers_take_width:
+            width = params.width - sum(node.state is NodeState.ANSWER for node in tree.nodes)
+        kept, dropped = keep_best(ranked, width)
+        yield Round(tree, tuple(tree.prompt + tree.completion(node) for node in dropped))
+        if not kept:
+            break
+    for node in kept:
+        node.state = NodeState.CUT
+    return tree
+
+
+def keep_best(ranked: Sequence[Node], width: int) -> tuple[list[Node], list[Node]]:
+    """The first `width` open nodes, and those that fall out, which are marked as pruned."""
+    open_nodes = [node for node in ranked if node.state is NodeState.OPEN]
+    kept, dropped = open_nodes[: max(width, 0)], open_nodes[max(width, 0) :]
+    for node in dropped:
+        node.state = NodeState.PRUNED
+    return kept, dropped
 
 
 def beam_search(
-    engine: SamplingEngine, scorer: ValueScorer, prompts: Sequence[Sequence[int]], params: BeamParams
+    engine: SamplingEngine,
+    scorer: ValueScorer,
+    prompts: Sequence[Sequence[int]],
+    params: BeamParams,
+    *,
+    streams: Sequence[int] | None = None,
 ) -> list[SearchTree]:
-    """One tree per prompt, all grown together so that the engine's batch stays full.
-
-    Each round samples `expansions` steps from every open node, reads V of each candidate at its last token, moves
-    those that ended to the answer pool and keeps the `width` open candidates of highest V. The width does not shrink
-    when answers leave. `SearchTree.best` is the answer; a tree without one is a wrong answer, not an error.
+    """One tree per prompt, all grown together so that the engine's batch stays full; `streams` as in
+    SamplingEngine.sample. `SearchTree.best` is the answer; a tree without one is a wrong answer, not an error.
     """
-    trees = [SearchTree(tuple(prompt)) for prompt in prompts]
-    beams: list[list[Node]] = [[tree.nodes[0]] for tree in trees]
-    for step in range(params.max_steps):
-        if not any(beams):
-            break
-        candidates = _expand(engine, trees, beams, params, step)
-        _set_values(scorer, trees, candidates)
-        beams = [_keep_best(nodes, params.width) for nodes in candidates]
-    for beam in beams:
-        for node in beam:
-            node.state = NodeState.CUT
-    return trees
-
-
-def _expand(
-    engine: SamplingEngine, trees: list[SearchTree], beams: list[list[Node]], params: BeamParams, step: int
-) -> list[list[Node]]:
-    """The children of every beam, one list per tree."""
-    prefixes = [tree.prompt + tree.completion(node) for tree, beam in zip(trees, beams, strict=True) for node in beam]
-    # Every round draws from streams of its own; the same seed again would repeat the random numbers of the last round.
-    sampling = replace(params.sampling, seed=params.sampling.seed * params.max_steps + step)
-    grown = iter(engine.sample(prefixes, sampling, params.expansions))
-    return [
-        [child for parent in beam for child in tree.add(parent, next(grown))]
-        for tree, beam in zip(trees, beams, strict=True)
-    ]
-
-
-def _set_values(scorer: ValueScorer, trees: list[SearchTree], candidates: list[list[Node]]) -> None:
-    pairs = [(tree, node) for tree, nodes in zip(trees, candidates, strict=True) for node in nodes]
-    values = scorer.score([tree.scored_prefix(node) for tree, node in pairs])
-    for (_, node), value in zip(pairs, values, strict=True):
-        node.value = value
-
-
-def _keep_best(candidates: list[Node], width: int) -> list[Node]:
-    open_nodes = sorted((n for n in candidates if n.state is NodeState.OPEN), key=lambda n: n.value, reverse=True)
-    for node in open_nodes[width:]:
-        node.state = NodeState.PRUNED
-    return open_nodes[:width]
+    streams = prompt_streams(prompts, streams)
+    return run_searches(
+        engine,
+        scorer,
+        [beam(prompt, params, stream=stream) for prompt, stream in zip(prompts, streams, strict=True)],
+    )

@@ -16,6 +16,10 @@ class ValueScorer(Protocol):
         """V of each whole sequence, read at its last token, in reward units."""
         ...
 
+    def forget(self, sequences: Sequence[Sequence[int]]) -> None:
+        """A hint that nothing will go on from these: what is kept for them alone may be freed."""
+        ...
+
 
 class ReencodingScorer:
     """Reads every sequence from its first token at each call: plain, exact, and quadratic in the depth of a search."""
@@ -45,3 +49,6 @@ class ReencodingScorer:
             for i, v in zip(chunk, last.tolist(), strict=True):
                 values[i] = v
         return values
+
+    def forget(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Nothing was kept."""

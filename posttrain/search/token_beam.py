@@ -84,7 +84,7 @@ class _Continuation:
 def token_beam_search(
     scorer: NextTokenScorer, prompts: Sequence[Sequence[int]], eos_ids: Collection[int], params: TokenBeamParams
 ) -> list[SearchTree]:
-    """One tree per prompt, a node per token, whose value is the score of the path down to it.
+    """One tree per prompt, a node per token, whose score is that of the path down to it.
 
     Raises ValueError for an empty prompt and for one that leaves no position free.
     """
@@ -131,14 +131,14 @@ def _advance(
     for rank, best in enumerate(ranked):
         parent = search.beam[best.place]
         if best.token_id in eos_ids and rank < width:
-            search.tree.grow(parent.node, (best.token_id,), best.score, NodeState.ANSWER)
+            search.tree.grow(parent.node, (best.token_id,), NodeState.ANSWER, score=best.score)
             search.answer_scores.append(best.score)
         elif best.token_id not in eos_ids and len(grown) < width:
-            node = search.tree.grow(parent.node, (best.token_id,), best.score, NodeState.OPEN)
+            node = search.tree.grow(parent.node, (best.token_id,), NodeState.OPEN, score=best.score)
             grown.append(_Path(node, first_row + best.place))
     search.answer_scores = sorted(search.answer_scores, reverse=True)[:width]
     search.n_new -= 1
-    is_over = len(search.answer_scores) == width and all(p.node.value <= search.answer_scores[-1] for p in grown)
+    is_over = len(search.answer_scores) == width and all(p.node.score <= search.answer_scores[-1] for p in grown)
     if is_over or search.n_new == 0:
         for path in grown:
             path.node.state = NodeState.PRUNED if is_over else NodeState.CUT
@@ -156,7 +156,7 @@ def _best_continuations(searches: Sequence[_Search], scores: Tensor, n: int) -> 
     n_paths = torch.tensor([len(search.beam) for search in searches])
     owner = torch.arange(len(searches)).repeat_interleave(n_paths)
     place = torch.arange(len(owner)) - (n_paths.cumsum(0) - n_paths)[owner]
-    so_far = [path.node.value for search in searches for path in search.beam]
+    so_far = [path.node.score for search in searches for path in search.beam]
     n_tokens = scores.shape[1]
     total = scores.new_full((len(searches), int(n_paths.max()), n_tokens), -torch.inf)
     total[owner.to(scores.device), place.to(scores.device)] = scores + scores.new_tensor(so_far)[:, None]

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from posttrain.config import run_script
-from posttrain.data.problems import find_data, read_gsm8k_solutions
+from posttrain.data.problems import find_data
+from posttrain.data.solutions import read_solutions
 from posttrain.data.sources import write_jsonl
 from posttrain.evaluation.report import ReportConfig, report
 from posttrain.models.smollm2 import convert_smollm2
@@ -101,7 +102,7 @@ def run(config: RunConfig) -> None:
 def write_solutions(config: RunConfig) -> Path:
     """The human solutions of the training split as prompt/completion rows."""
     n = None if config.limit is None else config.limit * N_SOLUTIONS_PER_QUESTION
-    rows = read_gsm8k_solutions(split_source("train"), limit=n)
+    rows = read_solutions(split_source("train"), limit=n)
     config.output.mkdir(parents=True, exist_ok=True)
     path = config.output / "solutions.jsonl"
     write_jsonl(path, ({"prompt": row.prompt, "completion": row.completion} for row in rows))

@@ -6,14 +6,7 @@ import json
 
 import pytest
 
-from posttrain.data.problems import (
-    bare_prompt,
-    chat_prompt,
-    find_data,
-    plain_prompt,
-    read_gsm8k_solutions,
-    read_problems,
-)
+from posttrain.data.problems import bare_prompt, chat_prompt, find_data, read_problems
 from posttrain.data.sources import RowsError, write_jsonl
 
 # The files made here are called as a known split on purpose, and are not it.
@@ -36,13 +29,6 @@ def test_gsm8k_row_keeps_the_number_after_the_marks_without_commas(gsm8k):
     assert [problem.task_id for problem in problems] == ["gsm8k/test/1", "gsm8k/test/2"]
     assert (problems[0].answer, problems[0].grader) == ("1200", "final_number")
     assert problems[0].prompt == f"Question: {QUESTION}\nAnswer:"
-
-
-def test_gsm8k_solution_loses_its_calculator_marks(gsm8k):
-    (row,) = read_gsm8k_solutions(gsm8k, limit=1)
-    assert (row.prompt, row.completion) == (plain_prompt(QUESTION), " 6 * 200 = 1200 eggs.\n#### 1,200")
-    (row,) = read_gsm8k_solutions(gsm8k, limit=1, template=bare_prompt)
-    assert row.prompt + row.completion == f"{QUESTION}\n6 * 200 = 1200 eggs.\n#### 1,200"
 
 
 def test_answer_without_a_final_number_is_a_fault(tmp_path):

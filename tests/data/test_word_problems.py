@@ -2,7 +2,8 @@
 
 import re
 
-from posttrain.data.problems import read_gsm8k_solutions, read_problems
+from posttrain.data.problems import read_problems
+from posttrain.data.solutions import read_solutions
 from posttrain.data.sources import write_jsonl
 from posttrain.data.word_problems import STORIES, word_problems
 from posttrain.rewards.grade import grade
@@ -38,7 +39,7 @@ def test_a_seed_fixes_the_problems_and_fewer_are_their_beginning():
 def test_they_are_read_as_gsm8k_and_their_own_solution_is_graded_right(tmp_path):
     source = tmp_path / "train.jsonl"
     write_jsonl(source, ROWS)
-    problems, solutions = read_problems(source, limit=None), read_gsm8k_solutions(source, limit=None)
+    problems, solutions = read_problems(source, limit=None), read_solutions(source, limit=None)
     assert len(problems) == len(solutions) == len(ROWS)
     for problem, solution in zip(problems, solutions, strict=True):
         assert solution.prompt == problem.prompt

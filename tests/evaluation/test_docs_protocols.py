@@ -14,7 +14,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs/evaluation/README.md").read_
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_the_page_has_the_protocols_text_budget_and_graders_verbatim(name):
     protocol = PROTOCOLS[name]
-    [section] = [part for part in PAGE.split("\n### ") if name in part.splitlines()[0]]
+    [section] = [part for part in PAGE.split("\n### ") if name in part.splitlines()[0].split(", ")]
     shown = protocol.system if protocol.is_chat else protocol.prompt
     assert "".join(f"    {line}".rstrip() + "\n" for line in shown.splitlines()) in section
     assert f"{protocol.max_new_tokens:,} tokens" in section

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from posttrain.evaluation.outcome import disagreements, pass_at, summary, tag_tables, write_outcome
+from posttrain.evaluation.outcome import disagreements, pass_at, summary, write_outcome
 from posttrain.schema import AnswerRecord, FinishReason, Grade
 
 CORRECT, WRONG, TIMEOUT = Grade.CORRECT, Grade.WRONG, Grade.TIMEOUT
@@ -45,13 +45,6 @@ def test_summary_counts_answers_and_tells_timeouts_apart():
     assert sampled.split()[:3] == ["p/sample", "n=1", "25.0%"]
     assert sampled.endswith("12 answers, 3 tokens each, 1 timeout")
     assert [line.split()[0] for line in passes] == ["p/pass@2", "p/pass@4"]
-
-
-def test_tables_by_tag_hold_the_accuracy_of_each_group_and_leave_single_samples_out():
-    table = tag_tables([*GREEDY, *DRAWN])["level"]
-    assert table.header == ("level", "problems", "p/greedy, n = 1")
-    assert [row[:2] for row in table.rows] == [("1", "2"), ("2", "1")]
-    assert [row[2].split()[0] for row in table.rows] == ["50.0%", "100.0%"]
 
 
 def test_disagreements_are_counted_between_right_and_not_right_alone():

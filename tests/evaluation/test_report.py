@@ -55,7 +55,7 @@ def test_the_page_is_whole_and_asks_for_nothing_outside(page_text):
     assert "<script" not in page_text and "url(" not in page_text and "@import" not in page_text
     assert len(set(page.ids)) == len(page.ids)
     assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
-    assert page.headings[0] == "h1" and page.headings.count("h1") == 1 and page.headings.count("h2") == 7
+    assert page.headings[0] == "h1" and page.headings.count("h1") == 1 and page.headings.count("h2") == 8
 
 
 def test_every_picture_says_its_numbers_in_its_alt_text(page_text):

@@ -47,10 +47,14 @@ class TableScorer:
 
     def __init__(self):
         self.asked = []
+        self.forgotten = []
 
     def score(self, sequences):
         self.asked.extend(tuple(s) for s in sequences)
         return [_table_value(tuple(s)) for s in sequences]
+
+    def forget(self, sequences):
+        self.forgotten.extend(sequences)
 
 
 def _table_value(sequence):

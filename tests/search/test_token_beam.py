@@ -42,7 +42,7 @@ def search(tree: Tree, gain: Tensor, width: int, *, max_new_tokens: int = DEPTH)
 
 def paths_by_depth(found: SearchTree, depth: int) -> dict[tuple[int, ...], float]:
     """Every path of this many tokens that the search kept, open or ended, with its score."""
-    return {found.completion(node): node.value for node in found.nodes if node.depth == depth}
+    return {found.completion(node): node.score for node in found.nodes if node.depth == depth}
 
 
 def walk(tree: Tree, path: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -168,7 +168,7 @@ def test_eos_is_scored_like_any_token_and_ends_a_path_only_among_the_best_of_its
     # Width 1, EOS worth 0, 2, 0, 0 at depths 1 to 4 where going on is worth 1: EOS is second, then first.
     tree, gain = line((1.0, 0.5, 0.0), (1.0, 0.5, 2.0), (1.0, 0.5, 0.0), (1.0, 0.5, 0.0))
     found = search(tree, gain, 1)
-    answers = [(found.completion(n), n.value) for n in found.nodes if n.state is NodeState.ANSWER]
+    answers = [(found.completion(n), n.score) for n in found.nodes if n.state is NodeState.ANSWER]
     assert answers == [((0, EOS), 3.0)]
 
 
@@ -178,7 +178,7 @@ def test_a_search_ends_when_no_open_path_scores_above_its_answers_and_goes_on_wh
     assert found.completion(found.best()) == (EOS,)
     assert found.n_generated_tokens == 2  # the answer and the open path that was given up
     found = search(tree, gain, 2)  # a second answer is needed, and an open path finds it
-    answers = {found.completion(n): n.value for n in found.nodes if n.state is NodeState.ANSWER}
+    answers = {found.completion(n): n.score for n in found.nodes if n.state is NodeState.ANSWER}
     assert answers == {(EOS,): 1.5, (0, 0, EOS): 5.0, (1, 0, EOS): 4.5}
     assert max(node.depth for node in found.nodes) == 3  # the best open path has 4.0
 

@@ -81,7 +81,7 @@ def test_likelihood_search_gives_the_answers_and_scores_of_generate_with_as_many
             best = tree.best()
             assert best.state is NodeState.ANSWER
             assert list(tree.completion(best)) == ids[: ids.index(EOS) + 1]
-            assert best.value == pytest.approx(found.sequences_scores[0].item(), abs=1e-5)  # generate sums in float32
+            assert best.score == pytest.approx(found.sequences_scores[0].item(), abs=1e-5)  # generate sums in float32
             n_compared += 1
     assert n_compared >= 4
 
@@ -111,7 +111,7 @@ def test_log_ratio_beams_are_those_of_enumeration_over_prefixes_read_one_by_one(
             ranked.sort(key=lambda item: -item[1])
             ended = [item for item in ranked[:width] if item[0][-1] == EOS]
             beam = [item for item in ranked if item[0][-1] != EOS][:width]
-            own = {tree.completion(node): node.value for node in tree.nodes if node.depth == depth}
+            own = {tree.completion(node): node.score for node in tree.nodes if node.depth == depth}
             # 1e-9: padded float64 batches with a cache against single prefixes without.
             assert own == pytest.approx(dict(ended + beam), abs=1e-9)
             answers = sorted([*answers, *(score for _, score in ended)], reverse=True)[:width]
@@ -130,7 +130,7 @@ def test_scores_of_the_answers_are_the_sums_over_their_tokens_eos_included():
     for scorer, score_of in scored.items():
         trees = token_beam_search(scorer, PROMPTS, {EOS}, TokenBeamParams(3, N_NEW, 16))
         ended = [
-            (tree.prompt, tree.completion(node), node.value)
+            (tree.prompt, tree.completion(node), node.score)
             for tree in trees
             for node in tree.nodes
             if node.state is NodeState.ANSWER

@@ -1,0 +1,1 @@
+"""The inference server: the OpenAI routes, and searches by value."""
