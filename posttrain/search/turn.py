@@ -44,10 +44,13 @@ def choose_turns(
         for prefix, samples in zip(prefixes, drawn, strict=True)
     ]
     scores = iter(scorer.score([sequence for sequences in distinct for sequence in sequences]))
-    return [
+    chosen = [
         _chosen(tuple(prefix), samples, {sequence: next(scores) for sequence in sequences})
         for prefix, samples, sequences in zip(prefixes, drawn, distinct, strict=True)
     ]
+    kept = {(*prefix, *turn.sample.token_ids) for prefix, turn in zip(prefixes, chosen, strict=True)}
+    scorer.forget([sequence for sequences in distinct for sequence in sequences if sequence not in kept])
+    return chosen
 
 
 def _chosen(prefix: tuple[int, ...], samples: Sequence[Sample], value: dict[tuple[int, ...], float]) -> ChosenTurn:

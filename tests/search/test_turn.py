@@ -39,10 +39,14 @@ class DrawnScorer:
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, ...]] = []
+        self.forgotten: list[tuple[int, ...]] = []
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         self.asked += map(tuple, sequences)
         return [self.value(tuple(sequence)) for sequence in sequences]
+
+    def forget(self, sequences: Sequence[Sequence[int]]) -> None:
+        self.forgotten += map(tuple, sequences)
 
     @staticmethod
     def value(sequence: tuple[int, ...]) -> float:
@@ -70,9 +74,12 @@ def plain_choice(prompt: tuple[int, ...], stream: int, n: int) -> tuple[Sample, 
 def test_choice_counts_and_values_equal_those_of_a_plain_loop(n: int) -> None:
     prompts = [tuple(draw("prompt", i) // 3**j % 3 for j in range(1 + i % 3)) for i in range(60)]
     streams = [draw("stream", i) for i in range(60)]
-    chosen = choose_turns(DrawnEngine(), DrawnScorer(), prompts, PARAMS, n, streams=streams)
+    scorer = DrawnScorer()
+    chosen = choose_turns(DrawnEngine(), scorer, prompts, PARAMS, n, streams=streams)
     found = [(turn.sample, turn.value, turn.n_sampled_tokens, turn.n_scored_tokens) for turn in chosen]
     assert found == [plain_choice(prompt, stream, n) for prompt, stream in zip(prompts, streams, strict=True)]
+    kept = {prompt + turn.sample.token_ids for prompt, turn in zip(prompts, chosen, strict=True)}
+    assert set(scorer.forgotten) == set(scorer.asked) - kept  # nothing will go on from the others
     if n == 7:  # the cases that a plain maximum would get wrong do occur
         cut = [turn for turn in chosen if turn.sample.finish_reason is FinishReason.LENGTH]
         assert len(cut) < 60 // 5
