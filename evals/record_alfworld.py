@@ -19,7 +19,7 @@ from posttrain.alfworld.play import GameRecord
 from posttrain.evaluation.alfworld_baseline import read_game_records, success_table
 from posttrain.evaluation.comparison import compare, summarise
 from posttrain.evaluation.run_folder import seed_folders
-from posttrain.evaluation.tables import Table, comparison_table, percent_with_interval, replace_between
+from posttrain.evaluation.tables import NOT_APPLICABLE, Table, comparison_table, percent_with_interval, replace_between
 from posttrain.schema import AnswerRecord, FinishReason, Grade
 from posttrain.training.metrics import METRICS
 
@@ -73,13 +73,13 @@ def _of_split(split: Split, records: Sequence[GameRecord]) -> Iterator[str]:
 def _row(name: str, group: Sequence[GameRecord]) -> tuple[str, ...]:
     found = summarise(list(map(as_answer, group)))
     n_commands = [r.n_steps for r in group if r.is_won]
-    idle = sum(r.n_inadmissible for r in group) / sum(r.n_steps for r in group)
+    n_steps = sum(r.n_steps for r in group)
     return (
         name,
         *(f"{100 * share:.1f}" for _, share in found.by_seed),
         percent_with_interval(found.accuracy),
-        f"{sum(n_commands) / len(n_commands):.1f}" if n_commands else "–",
-        f"{100 * idle:.1f}",
+        f"{sum(n_commands) / len(n_commands):.1f}" if n_commands else NOT_APPLICABLE,
+        f"{100 * sum(r.n_inadmissible for r in group) / n_steps:.1f}" if n_steps else NOT_APPLICABLE,
         f"{sum(r.n_sampled_tokens or 0 for r in group) / len(group):,.0f}",
         f"{sum(r.n_scored_tokens or 0 for r in group) / len(group):,.0f}",
     )

@@ -112,7 +112,6 @@ def test_recipe_runs_from_games_to_tables(tmp_path: Path) -> None:
     assert {r.agent for r in records} == {
         f"{policy}/command{how}" for policy in ("sft", "oreo") for how in ("", f"/best_of_{record.CANDIDATES}")
     }
-    assert all(r.failure is None for r in records if r.n_steps == 2)
     searched = [r for r in records if "best_of" in r.agent]
     assert all((r.n_scored_tokens or 0) > (r.n_sampled_tokens or 0) > 0 for r in searched)
     record.record_run(run, tmp_path / "kept" / "seed-0")
