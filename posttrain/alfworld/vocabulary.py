@@ -70,7 +70,7 @@ def fresh_policy(tokenizer: PreTrainedTokenizerFast, *, max_tokens: int, seed: i
     torch.manual_seed(seed)
     model = LlamaForCausalLM(small_llama(tokenizer, max_tokens=max_tokens))
     ids = tokenizer.get_vocab()
-    weight = model.get_input_embeddings().weight
+    weight = model.model.embed_tokens.weight
     with torch.no_grad():
         for name in ids:
             kind, _, number = name.rpartition(" ")
@@ -80,7 +80,8 @@ def fresh_policy(tokenizer: PreTrainedTokenizerFast, *, max_tokens: int, seed: i
 
 
 def small_llama(tokenizer: PreTrainedTokenizerFast, *, max_tokens: int) -> LlamaConfig:
-    """A Llama of 0.3 M parameters: 3 layers of width 96."""
+    """A Llama of 0.35 M parameters, a fifth of them names: 3 layers of width 96."""
+    ids = tokenizer.get_vocab()
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
@@ -90,9 +91,9 @@ def small_llama(tokenizer: PreTrainedTokenizerFast, *, max_tokens: int) -> Llama
         num_key_value_heads=4,
         max_position_embeddings=max_tokens,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=ids[PAD],
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ids[EOS],
         initializer_range=0.05,
         rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
     )
