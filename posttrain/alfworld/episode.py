@@ -93,12 +93,13 @@ def play_episodes(
     episodes = [Episode(game, sample) for game, sample, _ in games]
     environments = [environment for _, _, environment in games]
     with ThreadPoolExecutor(MAX_THREADS) as threads:
-        list(threads.map(lambda e, env: _start(e, env, turns, protocol), episodes, environments))
+        side_by_side = threads.map if len(games) > 1 else map  # a game alone would only wait for its thread
+        list(side_by_side(lambda e, env: _start(e, env, turns, protocol), episodes, environments))
         while running := [i for i, episode in enumerate(episodes) if not _is_done(episode, params)]:
             samples = _take_turns([episodes[i] for i in running], engine, scorer, sampling, params.n_candidates)
             replies = [str(tokenizer.decode(list(s.token_ids), skip_special_tokens=True)) for s in samples]
             list(
-                threads.map(
+                side_by_side(
                     lambda i, reply: _answer(episodes[i], reply, environments[i], turns, protocol), running, replies
                 )
             )
