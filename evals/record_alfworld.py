@@ -1,7 +1,7 @@
 """Keep the runs of recipes/alfworld in the repository, and the tables of its README equal to them.
 
-python evals/record_alfworld.py runs/alfworld/seed-0 runs/alfworld/seed-1     copies the records, then makes the tables
-python evals/record_alfworld.py                                               only makes the tables anew
+python evals/record_alfworld.py --study imitation-900 runs/alfworld/seed-0 runs/alfworld/seed-1    copies, then tables
+python evals/record_alfworld.py                                                                    only tables
 
 The records of the games are gzipped; `zcat` shows them.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from posttrain.alfworld.games import Split
 from posttrain.alfworld.play import GameRecord
-from posttrain.evaluation.alfworld_baseline import read_game_records, success_table
+from posttrain.evaluation.alfworld_baseline import read_game_records
 from posttrain.evaluation.comparison import compare, summarise
 from posttrain.evaluation.run_folder import seed_folders
 from posttrain.evaluation.tables import NOT_APPLICABLE, Table, comparison_table, percent_with_interval, replace_between
@@ -24,7 +24,7 @@ from posttrain.schema import AnswerRecord, FinishReason, Grade
 from posttrain.training.metrics import METRICS
 
 HERE = Path(__file__).resolve().parent
-STUDY = HERE / "alfworld" / "learning"
+STUDIES = HERE / "alfworld" / "learning"
 README = HERE.parent / "recipes" / "alfworld" / "README.md"
 BEGIN, END = "<!-- results: python evals/record_alfworld.py -->", "<!-- end of results -->"
 GAMES = "games.jsonl"
@@ -51,7 +51,7 @@ def record_run(run: Path, kept: Path) -> None:
 
 
 def tables(study: Path) -> str:
-    """Games won by each method, seed by seed and over them, then the methods in pairs; a split at a time."""
+    """Games won in one study by each method, seed by seed and over them, then the methods in pairs; by split."""
     by_seed = [read_game_records(folder / f"{GAMES}.gz") for folder in seed_folders(study)]
     records = [record for seed in by_seed for record in seed]
     return "\n".join(part for split in SPLITS for part in _of_split(split, [r for r in records if _split(r) == split]))
@@ -60,7 +60,7 @@ def tables(study: Path) -> str:
 def _of_split(split: Split, records: Sequence[GameRecord]) -> Iterator[str]:
     groups = [[r for r in records if _method(r) == method] for method in METHODS]
     n_games = len({r.game_id for r in records})
-    yield f"**{split}**, {n_games} games:\n"
+    yield f"{split}, {n_games} games:\n"
     n_seeds = len({r.seed for r in records})
     header = ("won, %", *(f"seed {seed}" for seed in range(n_seeds)), "all [95 %]", "commands in a won game")
     header += ("turns that did nothing, %", "tokens sampled", "tokens scored")
@@ -83,11 +83,6 @@ def _row(name: str, group: Sequence[GameRecord]) -> tuple[str, ...]:
         f"{sum(r.n_sampled_tokens or 0 for r in group) / len(group):,.0f}",
         f"{sum(r.n_scored_tokens or 0 for r in group) / len(group):,.0f}",
     )
-
-
-def by_task_type(study: Path) -> str:
-    """The first seed's games won by task type."""
-    return success_table(read_game_records(seed_folders(study)[0] / f"{GAMES}.gz")).to_markdown()
 
 
 def as_answer(record: GameRecord) -> AnswerRecord:
@@ -121,11 +116,14 @@ def _split(record: GameRecord) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", help="name of the folder of evals/alfworld/learning to copy into")
     parser.add_argument("runs", nargs="*", type=Path, help="run folders, one per seed, in order of the seeds")
-    for seed, run in enumerate(parser.parse_args().runs):
-        record_run(run, STUDY / f"seed-{seed}")
+    given = parser.parse_args()
+    for seed, run in enumerate(given.runs):
+        record_run(run, STUDIES / given.study / f"seed-{seed}")
     text = README.read_text(encoding="utf-8")
-    README.write_text(replace_between(text, BEGIN, END, tables(STUDY)), encoding="utf-8")
+    made = "\n".join(f"### {study.name}\n\n{tables(study)}" for study in sorted(STUDIES.iterdir()))
+    README.write_text(replace_between(text, BEGIN, END, made), encoding="utf-8")
 
 
 if __name__ == "__main__":
