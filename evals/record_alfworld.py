@@ -20,6 +20,7 @@ from posttrain.evaluation.alfworld_baseline import read_game_records
 from posttrain.evaluation.comparison import compare, summarise
 from posttrain.evaluation.run_folder import seed_folders
 from posttrain.evaluation.tables import NOT_APPLICABLE, Table, comparison_table, percent_with_interval, replace_between
+from posttrain.provenance import RUN_CARD
 from posttrain.schema import AnswerRecord, FinishReason, Grade
 from posttrain.training.metrics import METRICS
 
@@ -28,7 +29,12 @@ STUDIES = HERE / "alfworld" / "learning"
 README = HERE.parent / "recipes" / "alfworld" / "README.md"
 BEGIN, END = "<!-- results: python evals/record_alfworld.py -->", "<!-- end of results -->"
 GAMES = "games.jsonl"
-COPIED = ("*.summary.json", f"*/{METRICS}", f"{GAMES}.*.run.json")
+COPIED = (
+    "*.summary.json",
+    f"*/{METRICS}",
+    f"*/{RUN_CARD}",
+    f"{GAMES}.*.{RUN_CARD}",
+)
 SPLITS = (Split.VALID_SEEN, Split.VALID_UNSEEN)
 CANDIDATES = 5
 GREEDY, BY_VALUE = ("greedy", 1), ("best_of_turns", CANDIDATES)
@@ -38,12 +44,7 @@ PAIRS = ((2, 0), (1, 0), (3, 2), (3, 0))  # places in METHODS, a against b
 
 def record_run(run: Path, kept: Path) -> None:
     """Copy one seed's run card, what it collected and learned, and the records of its games."""
-    for file in (
-        run / "run.json",
-        *run.glob("*.summary.json"),
-        *run.glob(f"*/{METRICS}"),
-        *run.glob("games*.run.json"),
-    ):
+    for file in (run / RUN_CARD, *(file for pattern in COPIED for file in sorted(run.glob(pattern)))):
         place = kept / file.relative_to(run)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, place)
