@@ -150,6 +150,12 @@ VERBS = (
         function="posttrain.alfworld.generator:write_generated",
     ),
     Verb(
+        "alfworld expert",
+        "Write an expert's episodes of ALFWorld games as rows to imitate.",
+        config="posttrain.alfworld.expert:ExpertConfig",
+        function="posttrain.alfworld.expert:write_expert_rows",
+    ),
+    Verb(
         "alfworld collect",
         "Play ALFWorld games with a policy, and write the episodes as rows that carry rewards.",
         config="posttrain.alfworld.collect:AlfworldCollectConfig",

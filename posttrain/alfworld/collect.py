@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -13,10 +13,9 @@ from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from posttrain import __version__
-from posttrain.alfworld.environment import Environment, require_engine
+from posttrain.alfworld.environments import EnvironmentName, Environments
 from posttrain.alfworld.episode import Episode, EpisodeParams, episode_row, play_episodes
-from posttrain.alfworld.games import Game, Split, read_folder, read_games
-from posttrain.alfworld.processes import GameProcess, RemoteEnvironment
+from posttrain.alfworld.games import Game, Split, TaskType, read_folder, read_games
 from posttrain.alfworld.protocol import EpisodeProtocol, ProtocolName
 from posttrain.alfworld.simulator import Simulator
 from posttrain.alfworld.turns import turns_of
@@ -33,7 +32,17 @@ from posttrain.schema import Message, TrajectoryRow
 _MAY_CHANGE = ("output", "limit", "batch_size", "games_per_chunk", "folder", "seconds_per_game")
 
 
-EnvironmentName = Literal["simulator", "engine"]
+class GameSettings(Protocol):
+    """What of a config says which games to play."""
+
+    @property
+    def games(self) -> str: ...
+    @property
+    def folder(self) -> Path | None: ...
+    @property
+    def task_types(self) -> tuple[TaskType, ...]: ...
+    @property
+    def limit(self) -> int | None: ...
 
 
 class EngineSettings(Protocol):
@@ -65,7 +74,8 @@ class AlfworldCollectConfig:
     )
     games: str = _option("train, or a folder that `posttrain alfworld generate` has written.", "train", "games")
     folder: Path | None = _option("Folder of the official games; null: see ALFWORLD_DATA.", None, "games")
-    limit: int | None = _option("Play the first so many games.", None, "games")
+    task_types: tuple[TaskType, ...] = _option("Task types to play.", tuple(TaskType), "games")
+    limit: int | None = _option("Play the first so many games of these types.", None, "games")
     environment: EnvironmentName = _option(
         "simulator: fast and equal to the engine in all that was compared; engine: the real one, in processes.",
         "simulator",
@@ -91,8 +101,7 @@ class AlfworldCollectConfig:
         for name in ("samples_per_game", "batch_size", "games_per_chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, needs at least 1")
-        if self.games in (Split.VALID_SEEN, Split.VALID_UNSEEN):
-            raise ValueError(f"games is {self.games!r}: rows for training come from train or from generated games")
+        require_training_games(self.games)
 
     def params(self) -> EpisodeParams:
         sampling = SamplingParams(
@@ -141,7 +150,7 @@ def collect_episodes(config: AlfworldCollectConfig) -> Path:
     """
     tokenizer = load_tokenizer(config.model)
     protocol, params = EpisodeProtocol(config.protocol), config.params()
-    asked = [_asked(game, protocol) for game in _games(config)]
+    asked = [_asked(game, protocol) for game in read_training_games(config)]
     tally, file = _Tally(), RowFile(config.output, n_per_problem=config.samples_per_game)
     run = {key: value for key, value in plain(asdict(config)).items() if key not in _MAY_CHANGE}
     run["model_sha256"] = weights_sha256(Path(config.model))
@@ -176,49 +185,22 @@ def _play_and_write(
 ) -> None:
     """Play the games that are left, a chunk at a time, and add their rows to file and tally."""
     engine = load_episode_engine(config, tokenizer, batch_size=config.batch_size)
-    k = config.samples_per_game
-    with tqdm(total=len(asked), unit="game", desc="collect") as bar:
+    k, turns = config.samples_per_game, turns_of(tokenizer)
+    with (
+        Environments(config.environment, seconds_per_game=config.seconds_per_game) as environments,
+        tqdm(total=len(asked), unit="game", desc="collect") as bar,
+    ):
         for first in range(0, len(asked), config.games_per_chunk):
             chunk = asked[first : first + config.games_per_chunk]
-            episodes = play_side_by_side(
-                engine,
-                tokenizer,
-                protocol,
-                params,
-                [(one.game, sample) for one in chunk for sample in range(k)],
-                environment=config.environment,
-                seconds_per_game=config.seconds_per_game,
-            )
+            games = [one.game for one in chunk for _ in range(k)]
+            tasks = list(zip(games, itertools.cycle(range(k)), environments.of(games), strict=False))
+            episodes = play_episodes(engine, tokenizer, turns, protocol, tasks, params)
             rows = [_row(episode, tokenizer) for episode in episodes]
             file.append(rows)
             for place, one in enumerate(chunk):
                 tally.add(one, rows[place * k : (place + 1) * k])
             bar.set_postfix_str(f"won {tally.n_won / tally.n_rows:.1%}")
             bar.update(len(chunk))
-
-
-def play_side_by_side(
-    engine: SamplingEngine,
-    tokenizer: PreTrainedTokenizerBase,
-    protocol: EpisodeProtocol,
-    params: EpisodeParams,
-    games: Sequence[tuple[Game, int]],
-    *,
-    environment: EnvironmentName,
-    seconds_per_game: float,
-) -> list[Episode]:
-    """Episodes of (game, which sample of it), all at once; every game engine in a process of its own."""
-    if environment == "engine":
-        require_engine()
-    with ExitStack() as stack:
-
-        def environment_of(game: Game) -> Environment:
-            if environment == "simulator":
-                return Simulator(game)
-            return RemoteEnvironment(stack.enter_context(GameProcess(seconds_per_game=seconds_per_game)), game)
-
-        tasks = [(game, sample, environment_of(game)) for game, sample in games]
-        return play_episodes(engine, tokenizer, turns_of(tokenizer), protocol, tasks, params)
 
 
 def load_episode_engine(
@@ -249,10 +231,17 @@ def _row(episode: Episode, tokenizer: PreTrainedTokenizerBase) -> TrajectoryRow:
     return episode_row(episode, tokenizer, where=episode.game.game_id)
 
 
-def _games(config: AlfworldCollectConfig) -> list[Game]:
+def require_training_games(games: str) -> None:
+    """Raises ValueError for a split whose games are for reported scores."""
+    if games in (Split.VALID_SEEN, Split.VALID_UNSEEN):
+        raise ValueError(f"games is {games!r}: rows for training come from train or from generated games")
+
+
+def read_training_games(config: GameSettings) -> list[Game]:
+    """The official training games, or those of a folder, of the types that the config names."""
     if config.games == Split.TRAIN:
-        return read_games(Split.TRAIN, folder=config.folder, limit=config.limit)
-    return read_folder(Path(config.games), limit=config.limit)
+        return read_games(Split.TRAIN, folder=config.folder, limit=config.limit, task_types=config.task_types)
+    return read_folder(Path(config.games), limit=config.limit, task_types=config.task_types)
 
 
 def _asked(game: Game, protocol: EpisodeProtocol) -> _Asked:

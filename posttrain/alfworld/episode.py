@@ -16,6 +16,8 @@ from posttrain.alfworld.protocol import EpisodeProtocol
 from posttrain.alfworld.turns import Turns
 from posttrain.sampling import Sample, SamplingEngine, SamplingParams
 from posttrain.schema import FinishReason, Message, TrajectoryRow
+from posttrain.search.scorer import ValueScorer
+from posttrain.search.turn import choose_turns
 
 NO_COMMAND = "the reply names no action"
 REPLY_CUT = "the reply was cut by its token budget"
@@ -30,10 +32,14 @@ class EpisodeParams:
     sampling: SamplingParams
     max_turns: int  # the paper: 40
     max_tokens: int  # of the whole conversation; no turn starts that could not add at least one token
+    n_candidates: int = 1  # replies sampled for each turn; of several a value model picks one
 
     def __post_init__(self) -> None:
-        if self.max_turns < 1:
-            raise ValueError(f"max_turns is {self.max_turns}, needs at least 1")
+        for name in ("max_turns", "n_candidates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, needs at least 1")
+        if self.n_candidates > 1 and self.sampling.temperature == 0:
+            raise ValueError(f"n_candidates is {self.n_candidates}, but at temperature 0 all replies are the same one")
 
 
 @dataclass(slots=True)
@@ -46,6 +52,8 @@ class Episode:
     input_ids: list[int] = field(default_factory=list)
     action_spans: list[tuple[int, int]] = field(default_factory=list)  # the tokens of the policy's turns
     logp: list[float] = field(default_factory=list)  # one per token of the spans, nats, at temperature 1
+    n_sampled_tokens: int = 0  # by the policy, in all candidates of all turns
+    n_scored_tokens: int = 0  # that a value model was given
     commands: list[str] = field(default_factory=list)
     n_inadmissible: int = 0
     is_won: bool = False
@@ -67,27 +75,31 @@ def play_episodes(
     protocol: EpisodeProtocol,
     games: Sequence[tuple[Game, int, Environment]],
     params: EpisodeParams,
+    *,
+    scorer: ValueScorer | None = None,
 ) -> list[Episode]:
     """Play all games side by side, a turn of every running one per call of the engine.
 
-    games: (game, which sample of it, its own environment). Every turn draws from a stream of its own, set by the seed,
-    the game's id, the sample and the turn: an episode does not depend on the others, up to the last bits of logits.
+    games: (game, which sample of it, its own environment). scorer: picks among `params.n_candidates` replies. Every
+    turn draws from a stream of its own, set by the seed, the game's id, the sample and the turn: an episode does not
+    depend on the others, up to the last bits of logits.
     Environments are stepped in threads, so that engine processes work side by side.
     """
+    if (params.n_candidates > 1) is not (scorer is not None):
+        raise ValueError(
+            f"n_candidates is {params.n_candidates}: several need a scorer to pick one, and one needs none"
+        )
     sampling = replace(params.sampling, stop=(*params.sampling.stop, *turns.stop))
     episodes = [Episode(game, sample) for game, sample, _ in games]
     environments = [environment for _, _, environment in games]
     with ThreadPoolExecutor(MAX_THREADS) as threads:
-        list(threads.map(lambda e, env: _start(e, env, turns, protocol), episodes, environments))
+        side_by_side = threads.map if len(games) > 1 else map  # a game alone would only wait for its thread
+        list(side_by_side(lambda e, env: _start(e, env, turns, protocol), episodes, environments))
         while running := [i for i, episode in enumerate(episodes) if not _is_done(episode, params)]:
-            prompts = [episodes[i].input_ids for i in running]
-            streams = [_stream(episodes[i]) for i in running]
-            samples = [found[0] for found in engine.sample(prompts, sampling, 1, streams=streams)]
+            samples = _take_turns([episodes[i] for i in running], engine, scorer, sampling, params.n_candidates)
             replies = [str(tokenizer.decode(list(s.token_ids), skip_special_tokens=True)) for s in samples]
-            for i, sample in zip(running, samples, strict=True):
-                _record(episodes[i], sample)
             list(
-                threads.map(
+                side_by_side(
                     lambda i, reply: _answer(episodes[i], reply, environments[i], turns, protocol), running, replies
                 )
             )
@@ -131,6 +143,31 @@ def _is_done(episode: Episode, params: EpisodeParams) -> bool:
     if not episode.is_over and len(episode.input_ids) >= params.max_tokens:
         episode.is_over, episode.failure = True, NO_ROOM
     return episode.is_over or len(episode.action_spans) >= params.max_turns
+
+
+def _take_turns(
+    episodes: Sequence[Episode],
+    engine: SamplingEngine,
+    scorer: ValueScorer | None,
+    sampling: SamplingParams,
+    n_candidates: int,
+) -> list[Sample]:
+    """The policy's next reply in each episode, sampled, picked and recorded."""
+    prompts = [episode.input_ids for episode in episodes]
+    streams = [_stream(episode) for episode in episodes]
+    if scorer is None:
+        samples = [found[0] for found in engine.sample(prompts, sampling, 1, streams=streams)]
+        for episode, sample in zip(episodes, samples, strict=True):
+            episode.n_sampled_tokens += len(sample.token_ids)
+    else:
+        chosen = choose_turns(engine, scorer, prompts, sampling, n_candidates, streams=streams)
+        samples = [turn.sample for turn in chosen]
+        for episode, turn in zip(episodes, chosen, strict=True):
+            episode.n_sampled_tokens += turn.n_sampled_tokens
+            episode.n_scored_tokens += turn.n_scored_tokens
+    for episode, sample in zip(episodes, samples, strict=True):
+        _record(episode, sample)
+    return samples
 
 
 def _record(episode: Episode, sample: Sample) -> None:

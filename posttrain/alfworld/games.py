@@ -9,7 +9,7 @@ import json
 import lzma
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
@@ -67,8 +67,16 @@ class Game:
     grammar: str  # TextWorld's, with the goal's text filled in
 
 
-def read_games(split: Split, *, folder: Path | None = None, limit: int | None = None) -> list[Game]:
+def read_games(
+    split: Split,
+    *,
+    folder: Path | None = None,
+    limit: int | None = None,
+    task_types: Collection[TaskType] = tuple(TaskType),
+) -> list[Game]:
     """The games of a split in the order of their ids; the first `limit` of them (None: all, and their number checked).
+
+    `task_types` leaves out the games of other types, before the limit is counted.
 
     `folder` holds the official tree (`<split>/<task>/<trial>/game.tw-pddl`, with or without a `json_2.1.1` above) or
     the packed files (`games_<split>.jsonl.xz` beside `alfred.pddl` and `alfred.twl2`). None looks in the folder that
@@ -79,21 +87,27 @@ def read_games(split: Split, *, folder: Path | None = None, limit: int | None = 
     """
     found = games_folder(folder)
     games: list[Game] = []
+    n_read = 0
     for game in iterate_games(found, split):
         if limit is not None and len(games) == limit:
             return games
-        games.append(game)
-    if limit is None and len(games) != N_GAMES[split]:
+        n_read += 1
+        if game.task_type in task_types:
+            games.append(game)
+    if limit is None and n_read != N_GAMES[split]:
         raise GamesError(
-            f"{found}: {split} has {len(games)} games, the official split {N_GAMES[split]}: is the download whole? "
+            f"{found}: {split} has {n_read} games, the official split {N_GAMES[split]}: is the download whole? "
             "`alfworld-download` fetches it again; to play some of the games, give a limit"
         )
     return games
 
 
-def read_folder(folder: Path, *, limit: int | None = None) -> list[Game]:
-    """The first `limit` games (None: all) anywhere below a folder in the official layout, such as generated ones."""
-    games = list(islice(_tree_games(folder, f"**/{TASK_FILE}"), limit))
+def read_folder(
+    folder: Path, *, limit: int | None = None, task_types: Collection[TaskType] = tuple(TaskType)
+) -> list[Game]:
+    """The first `limit` games (None: all) of these types anywhere below a folder in the official layout."""
+    found = (game for game in _tree_games(folder, f"**/{TASK_FILE}") if game.task_type in task_types)
+    games = list(islice(found, limit))
     if not games:
         raise GamesError(f"no games below {folder}: expected <name>/<task>/<trial>/{GAME_FILE} beside {TASK_FILE}")
     return games

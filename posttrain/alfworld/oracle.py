@@ -1,7 +1,12 @@
-"""A rule-based expert that reads the first facts of a game and writes down the whole plan: no search, no play."""
+"""Rule-based experts that write down a whole plan from the first facts of a game: no play.
+
+One uses all it reads; the other looks for things as someone must who sees only what the game shows.
+"""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from posttrain.alfworld.games import Game, TaskType
@@ -23,9 +28,35 @@ def oracle_plan(game: Game) -> list[str]:
     return plan_in_room(read_room(game), game)
 
 
-def plan_in_room(room: Room, game: Game) -> list[str]:
-    """As oracle_plan, in a room that has been read; only the game's task type and targets are used."""
-    plan = _Plan(room, at=room.start)
+def search_plan(game: Game, rng: random.Random, *, p_jump: float) -> list[str]:
+    """As oracle_plan, but an object is only taken after its receptacle was looked into.
+
+    The search goes through the receptacles as the first text lists them, from a drawn one on and round, and leaps to
+    a drawn one with probability `p_jump` before each. So every command follows from what was shown and from chance,
+    and a policy can imitate it. The one exception is PICK_TWO, where the plan knows which receptacle of the target
+    type holds an object of the wanted type already.
+    """
+    room = read_room(game)
+    return plan_in_room(room, game, unseen=_search_order(room.receptacles, rng, p_jump))
+
+
+def _search_order(receptacles: Sequence[str], rng: random.Random, p_jump: float) -> list[str]:
+    left, order = list(receptacles), []
+    at = rng.randrange(len(left))
+    while left:
+        at %= len(left)  # behind the last one comes the first
+        order.append(left.pop(at))  # the next one has moved to its place
+        if left and rng.random() < p_jump:
+            at = rng.randrange(len(left))
+    return order
+
+
+def plan_in_room(room: Room, game: Game, *, unseen: Sequence[str] = ()) -> list[str]:
+    """As oracle_plan, in a room that has been read; only the game's task type and targets are used.
+
+    unseen: receptacles whose contents count as unknown until the plan has looked into them, in this order.
+    """
+    plan = _Plan(room, at=room.start, unseen=list(unseen))
     if game.task_type is TaskType.LOOK:
         _look(plan, game)
     elif game.task_type is TaskType.PICK_TWO:
@@ -41,8 +72,24 @@ class _Plan:
 
     room: Room
     at: str
+    unseen: list[str]
     commands: list[str] = field(default_factory=list)
     opened: set[str] = field(default_factory=set)
+
+    def find(self, candidates: Sequence[tuple[str, str]]) -> tuple[str, str]:
+        """The first (object, receptacle) whose receptacle was seen, after looking into others until there is one."""
+        while True:
+            for thing, receptacle in candidates:
+                if receptacle not in self.unseen:
+                    return thing, receptacle
+            self.look_into(self.unseen[0])
+
+    def look_into(self, receptacle: str) -> None:
+        is_shown_on_arrival = self.room.location[receptacle] != self.at
+        self.reach_into(receptacle)
+        if not is_shown_on_arrival and receptacle not in self.room.is_openable:
+            self.commands.append(f"examine {self.room.name[receptacle]}")
+        self.unseen.remove(receptacle)
 
     def go(self, receptacle: str) -> None:
         """To the receptacle, unless the agent stands there: the engine has no command that would change nothing."""
@@ -68,7 +115,7 @@ class _Plan:
 def _pick(plan: _Plan, game: Game) -> None:
     """Take one object, treat it where the task says so, put it down."""
     room = plan.room
-    thing, source = _takeable(room, game)[0]
+    thing, source = plan.find(_takeable(room, game))
     target = _targets(room, game)[0]
     plan.take(thing, source)
     if game.task_type in TREATMENTS:
@@ -95,7 +142,9 @@ def _pick_two(plan: _Plan, game: Game) -> None:
     n_missing = max(0, 2 - n_inside(target))
     if len(outside) < n_missing:
         raise NoPlanError(f"{game.game_id}: {len(outside)} {game.object_target} to take, needs {n_missing}")
-    for thing, source in outside[:n_missing]:
+    for _ in range(n_missing):
+        thing, source = plan.find(outside)
+        outside.remove((thing, source))
         plan.take(thing, source)
         plan.put(thing, target)
 
@@ -103,7 +152,7 @@ def _pick_two(plan: _Plan, game: Game) -> None:
 def _look(plan: _Plan, game: Game) -> None:
     """Take the object to the lamp and turn the lamp on."""
     room = plan.room
-    thing, source = _takeable(room, game)[0]
+    things = _takeable(room, game)
     lamps = [
         (lamp, receptacle)
         for lamp, receptacle in sorted(room.inside)
@@ -111,8 +160,8 @@ def _look(plan: _Plan, game: Game) -> None:
     ]
     if not lamps:
         raise NoPlanError(f"{game.game_id}: no {game.lamp_target} that can be switched stands on a receptacle")
-    lamp, stand = lamps[0]
-    plan.take(thing, source)
+    plan.take(*plan.find(things))
+    lamp, stand = plan.find(lamps)
     plan.go(stand)
     plan.commands.append(f"use {room.name[lamp]}")
 

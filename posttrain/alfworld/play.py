@@ -26,6 +26,8 @@ class GameRecord:
     seconds: float | None  # wall time from the reset on, loading before it not counted; None for games side by side
     failure: str | None  # why the game ended by itself: the engine hung, died, or the agent raised; else None
     commands: tuple[str, ...]
+    n_sampled_tokens: int | None = None  # by a policy, replies that were not chosen included
+    n_scored_tokens: int | None = None  # that a value model was given to choose by
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -33,6 +35,11 @@ class GameRecord:
     @staticmethod
     def from_json(row: dict[str, Any]) -> GameRecord:
         return GameRecord(**{**row, "task_type": TaskType(row["task_type"]), "commands": tuple(row["commands"])})
+
+
+def agent_name(policy: str, protocol: str, *, n_candidates: int) -> str:
+    """How records call a policy under a protocol: "sft/command", or with 4 candidates "sft/command/best_of_4"."""
+    return f"{policy}/{protocol}" + (f"/best_of_{n_candidates}" if n_candidates > 1 else "")
 
 
 def play(game: Game, environment: Environment, agent: Agent, *, name: str, seed: int, max_steps: int) -> GameRecord:

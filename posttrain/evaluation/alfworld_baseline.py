@@ -6,6 +6,7 @@ Several agents may share a file.
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -111,14 +112,15 @@ def failures(records: Iterable[GameRecord]) -> Iterator[str]:
 
 
 def read_game_records(path: Path) -> list[GameRecord]:
-    """The records of a file in order; none if it is not there. A line that an interrupted write tore is left out.
+    """The records of a file, which may be gzipped, in order; none if it is not there. A torn last line is left out.
 
     Raises ValueError, opening with file:line, for a line that is no GameRecord or a game that was played twice.
     """
     if not path.exists():
         return []
     records: dict[RecordKey, GameRecord] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    for number, line in enumerate(content.decode("utf-8").splitlines(keepends=True), start=1):
         if not line.endswith("\n"):
             break
         try:

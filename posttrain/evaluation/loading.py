@@ -90,15 +90,23 @@ def _value(
 ) -> tuple[PreTrainedModel | None, ValueScorer | None]:
     if config.value_model is None:
         return None, None
-    require_same_tokens(tokenizer, config.value_model, "value model")
-    value_model = load_value_model(config.value_model, dtype=getattr(torch, config.dtype))
-    if isinstance(engine, TransformersEngine):
-        require_same_vocabulary(engine.model, value_model, "value model", "both read the same token ids")
-    value_model.to(device_named(config.device))  # pyright: ignore[reportArgumentType] - transformers hides that `to` is a method
+    value_model = load_value_beside(engine, tokenizer, config.value_model, dtype=config.dtype, device=config.device)
     if config.cached_value_tokens == 0:
         return value_model, ReencodingScorer(value_model, batch_size=config.batch_size)
     cached = CachedScorer(value_model, max_tokens=config.cached_value_tokens, batch_size=config.batch_size)
     return value_model, cached
+
+
+def load_value_beside(
+    engine: SamplingEngine, tokenizer: PreTrainedTokenizerBase, path: str, *, dtype: str, device: str
+) -> PreTrainedModel:
+    """The value model that reads an engine's samples. Raises ValueError when an id is another token to it."""
+    require_same_tokens(tokenizer, path, "value model")
+    value_model = load_value_model(path, dtype=getattr(torch, dtype))
+    if isinstance(engine, TransformersEngine):
+        require_same_vocabulary(engine.model, value_model, "value model", "both read the same token ids")
+    value_model.to(device_named(device))  # pyright: ignore[reportArgumentType] - transformers hides that `to` is a method
+    return value_model
 
 
 def _log_ratio(
