@@ -230,10 +230,13 @@ def _all_positive(keys: Iterable[str], by_seed: Sequence[Curves]) -> bool:
 
 
 def _look(label: str, labels: Sequence[str]) -> dict[str, Any]:
-    """How a method among these is drawn, as matplotlib's keywords."""
+    """How a method among these is drawn, as matplotlib's keywords. Where there is one policy, colours tell decodings."""
     policies, decodings = zip(*(split_method(_bare(other)) for other in labels), strict=True)
     policy, decoding = split_method(_bare(label))
-    colour = colour_of_policy(policy, policies)
+    if len(set(policies)) > 1:
+        colour = colour_of_policy(policy, policies)
+    else:
+        colour = PALETTE[list(dict.fromkeys(decodings)).index(decoding) % len(PALETTE)]
     marker, line = look_of_decoding(decoding, decodings)
     hollow = {"markerfacecolor": "white"} if label.endswith(EXACT) else {}
     return {"color": colour, "marker": marker, "linestyle": line, "markersize": 5, **hollow}

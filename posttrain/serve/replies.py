@@ -128,6 +128,7 @@ class ModelCard(BaseModel):
     owned_by: str
     role: Literal["policy", "value"]
     max_model_len: int
+    has_chat_template: bool  # without one only /v1/completions can be asked
 
 
 class ModelList(BaseModel):

@@ -60,6 +60,7 @@ def status_routes(service: Service) -> APIRouter:
                 "owned_by": "posttrain",
                 "role": role,
                 "max_model_len": backend.n_positions,
+                "has_chat_template": bool(backend.tokenizer.chat_template),
             }
             for name, role in served
             if name is not None

@@ -172,3 +172,16 @@ def test_link_brings_the_form_back(tab: Tab, server: Served):
     tab.wait("document.getElementById('algorithm-help').textContent !== ''")
     fields = tab.evaluate("['prompt', 'algorithm', 'seed'].map((name) => document.getElementById(name).value)")
     assert fields == ["a & b #1", "best_of_n", "7"]
+
+
+def test_a_model_without_a_chat_template_is_sent_plain_text_unless_a_link_says_otherwise(
+    tab: Tab, config: ServeConfig
+):
+    backend = load_backend(config)
+    backend.tokenizer.chat_template = None
+    chosen = "document.getElementById('api').value"
+    with served(config, backend=backend) as server:
+        for fragment, expected in (("", "text"), ("#api=chat", "chat")):
+            tab.open(f"{server.url}/{fragment}")
+            tab.wait("document.getElementById('models').textContent !== ''")
+            assert tab.evaluate(chosen) == expected

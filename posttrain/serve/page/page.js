@@ -167,8 +167,14 @@ async function loadModels(connection) {
   const { data } = await fetchJson("v1/models", connection);
   const [policy, value] = ["policy", "value"].map((role) => data.find((model) => model.role === role)?.id ?? null);
   offerTokens(Math.min(...data.map((model) => model.max_model_len)));
+  if (!data[0].has_chat_template) offerText();
   $("models").textContent = value ? `policy ${policy}, value ${value}` : `policy ${policy}, no value model`;
   return { policy, value };
+}
+
+// A model without a chat template continues text; what a link asks for stays as it is.
+function offerText() {
+  if (!new URLSearchParams(location.hash.slice(1)).has("api")) form.elements.api.value = "text";
 }
 
 // Half of the positions for the answer where the usual number of tokens would not fit.
