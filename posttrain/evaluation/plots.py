@@ -230,7 +230,7 @@ def _all_positive(keys: Iterable[str], by_seed: Sequence[Curves]) -> bool:
 
 
 def _look(label: str, labels: Sequence[str]) -> dict[str, Any]:
-    """How a method among these is drawn, as matplotlib's keywords. Where there is one policy, colours tell decodings."""
+    """How one of these methods is drawn, as matplotlib keywords. With one policy, colours tell decodings."""
     policies, decodings = zip(*(split_method(_bare(other)) for other in labels), strict=True)
     policy, decoding = split_method(_bare(label))
     if len(set(policies)) > 1:
