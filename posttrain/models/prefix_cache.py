@@ -266,9 +266,8 @@ def _allocate(trunk: PreTrainedModel, n_slots: int) -> tuple[Layers, Tensor]:
         ).last_hidden_state
 
         def room(one: Tensor) -> Tensor:
-            pool = one.new_empty(n_slots, *one.shape)
-            pool[ROOT] = 0.0  # padding is masked, but 0 times what memory happens to hold may be NaN
-            return pool
+            # Written to once, so that the memory is really there; and 0 times what it happened to hold may be NaN.
+            return one.new_empty(n_slots, *one.shape).zero_()
 
         pools = [(room(keys[0, :, 0]), room(values[0, :, 0])) for keys, values in _layers_of(cache)]
         return pools, room(hidden[0, 0])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from posttrain.serve.errors import ApiError
 
 SHARE_OF_WORK_TO_WAIT = 0.5  # of the mean time that recent requests worked
-SHORTEST_PATIENCE_S = 1.0
+SHORTEST_PATIENCE_S = 0.25
 _WEIGHT_OF_NEWEST = 0.05  # in the running mean of that time
 
 
