@@ -9,6 +9,8 @@ from typing import Protocol
 
 from posttrain.schema import FinishReason
 
+MIN_TEMPERATURE = 0.001  # above greedy; logits over less are no numbers any more
+
 TokenListener = Callable[[int, int, float], None]  # (place among the n, token id, log π), as soon as it is sampled
 
 
@@ -26,8 +28,10 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}, needs at least 1")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}, needs 0 (greedy) or a finite number above")
+        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature is {self.temperature}, needs 0 (greedy) or a finite number of {MIN_TEMPERATURE} or more"
+            )
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed is {self.seed}, needs an unsigned 64-bit number")
         if not 0 < self.top_p <= 1:

@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from posttrain.sampling import MIN_TEMPERATURE
 from posttrain.search.spec import SearchSpec
 from posttrain.serve.limits import MAX_MESSAGES, MAX_STEPS, MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 
 MAX_SEED = 2**63 - 1  # the largest integer that every JSON reader keeps whole
 MAX_COUNT = 2**31 - 1
-MIN_TEMPERATURE = 0.001
 _SPEC = SearchSpec()  # whose defaults are the request's
 
 
@@ -29,7 +29,6 @@ def _encodable(text: str) -> str:
 
 
 def _not_tiny(temperature: float) -> float:
-    """Logits over a temperature near 0 are no numbers any more."""
     if 0 < temperature < MIN_TEMPERATURE:
         raise ValueError(f"needs 0 (greedy) or {MIN_TEMPERATURE} to 2")
     return temperature

@@ -106,6 +106,7 @@ def test_streams_are_long_prefixes_of_each_other_and_differ_by_seed_stream_and_s
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": 1e-300}, "temperature is 1e-300, needs 0"),
         ({"temperature": math.inf}, "temperature is inf"),
         ({"temperature": math.nan}, "temperature is nan"),
         ({"seed": -1}, "seed is -1"),
