@@ -56,9 +56,7 @@ def compare(comparison: Comparison, description: str | None) -> None:
         steps = _measure(comparison, index, case, arguments.rounds)
         result["cases"].append({"case": asdict(case), "steps": steps})
         table = comparison.table(result)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-        arguments.out.with_suffix(".md").write_text(table + "\n")
-        print("\n".join(table.splitlines()[-len(steps) :]), flush=True)
+        write_result(arguments.out, result, table, n_new=len(steps))
 
 
 def _measure(comparison: Comparison, index: int, case: Any, n_rounds: int) -> dict[str, dict[str, Any]]:
@@ -133,6 +131,14 @@ def tabulate(
 def beside(field: str, step: Mapping[str, Any], peers: Sequence[Mapping[str, Any]], *, digits: int) -> list[str]:
     """A measured field of a step, and its ratio to that of each peer."""
     return [f"{step[field]:.{digits}f}", *(f"{step[field] / peer[field]:.2f}" for peer in peers)]
+
+
+def write_result(out: Path, result: Mapping[str, Any], table: str, *, n_new: int) -> None:
+    """Write the result so far and, beside it, its table; print the `n_new` last rows."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    out.with_suffix(".md").write_text(table + "\n")
+    print("\n".join(table.splitlines()[-n_new:]), flush=True)
 
 
 def setting(packages: Sequence[str]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.grading.pairs import Pair, own_pairs, share_of_equal_pairs, shuffled_pairs
-from benchmarks.grading.recorded import markdown, write_result
-from benchmarks.measure import setting
+from benchmarks.grading.recorded import markdown
+from benchmarks.measure import setting, write_result
 from posttrain.rewards.graders import GRADERS
 from posttrain.rewards.math_text import comparable
 from posttrain.rewards.pool import GradeRequest, GradingPool

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.grading.pairs import Pair, own_pairs, shuffled_pairs
-from benchmarks.grading.recorded import markdown, write_result
-from benchmarks.measure import in_fresh_process, setting
+from benchmarks.grading.recorded import markdown
+from benchmarks.measure import in_fresh_process, setting, write_result
 from posttrain.rewards.graders import GRADERS
 from posttrain.rewards.symbolic import warm_up
 from posttrain.rewards.worker_process import WorkerProcess

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import re
 import subprocess
@@ -25,7 +24,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.measure import setting, tabulate
+from benchmarks.measure import setting, tabulate, write_result
 from benchmarks.server_overhead.model import write_model
 
 ROWS = 4
@@ -61,9 +60,7 @@ def main() -> None:
             model = write_model(Path(folder) / "model", **size)
             steps = measure(model, arguments.seconds)
         result["cases"].append({"case": {"name": name, **size}, "steps": steps})
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    arguments.out.with_suffix(".md").write_text(table(result) + "\n")
-    print(table(result))
+    write_result(arguments.out, result, table(result), n_new=3 * len(CASES))
 
 
 def measure(model: Path, seconds: float) -> dict[str, Any]:

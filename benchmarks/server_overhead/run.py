@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import httpx
 import torch
 import uvicorn
 
-from benchmarks.measure import setting, tabulate
+from benchmarks.measure import setting, tabulate, write_result
 from benchmarks.server_overhead.model import write_model
 from posttrain.sampling import SamplingParams
 from posttrain.serve.app import create_app
@@ -46,7 +45,7 @@ HEADINGS = ["model", "parameters", "32 requests by", "wall s", "/ engine alone",
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/server_overhead/results/cpu.json"))
     parser.add_argument("--client", metavar="URL", help="send the requests when a line is read; print their seconds")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -59,9 +58,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             model = write_model(Path(folder) / "model", **size)
             result["cases"].append({"case": {"name": name, **size}, **asyncio.run(measure(model, arguments.rounds))})
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    arguments.out.with_suffix(".md").write_text(table(result) + "\n")
-    print(table(result))
+    write_result(arguments.out, result, table(result), n_new=len(STEPS) * len(CASES))
 
 
 async def measure(model: Path, n_rounds: int) -> dict[str, Any]:
