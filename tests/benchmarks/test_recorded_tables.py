@@ -11,6 +11,9 @@ from benchmarks.grading import run as grading_run
 from benchmarks.logprob_core import run as logprob_run
 from benchmarks.oreo_step import run as oreo_run
 from benchmarks.packing import run as packing_run
+from benchmarks.search_cache import run as search_cache_run
+from benchmarks.server_load import run as server_load_run
+from benchmarks.server_overhead import run as server_overhead_run
 
 RUNS = {
     "dpo_step/results/cpu": dpo_run,
@@ -19,6 +22,9 @@ RUNS = {
     "logprob_core/results/cpu": logprob_run,
     "oreo_step/results/cpu": oreo_run,
     "packing/results/cpu": packing_run,
+    "search_cache/results/cpu": search_cache_run,
+    "server_load/results/cpu": server_load_run,
+    "server_overhead/results/cpu": server_overhead_run,
 }
 
 
