@@ -50,6 +50,10 @@ class ModelThread:
         """There is work. From any thread."""
         self._is_wanted.set()
 
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """End after the turn that is being taken, and close the workers. Calling it again does nothing."""
         self._is_closed = True

@@ -43,7 +43,7 @@ def create_app(service: Service, *, keys: Sequence[str]) -> FastAPI:
     app.include_router(completion_routes(service), dependencies=key)
     app.include_router(value_routes(service), dependencies=key)
     app.include_router(status_routes(service), dependencies=key)
-    app.include_router(health_route())
+    app.include_router(health_route(service))
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

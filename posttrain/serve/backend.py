@@ -63,6 +63,11 @@ class Backend(Protocol):
 
     def stats(self) -> BackendStats: ...
 
+    @property
+    def is_alive(self) -> bool:
+        """False once what runs the networks has ended and no call can succeed any more: only a restart helps."""
+        ...
+
     async def close(self) -> None:
         """Give the networks' memory and threads back; calls in flight are cancelled."""
         ...

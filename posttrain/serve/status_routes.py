@@ -12,13 +12,13 @@ from posttrain.serve.replies import ModelList, Status, Versions, errors
 from posttrain.serve.service import Service
 
 
-def health_route() -> APIRouter:
+def health_route(service: Service) -> APIRouter:
     routes = APIRouter()
 
-    @routes.get("/health", responses={200: {"model": Status}})
+    @routes.get("/health", responses={200: {"model": Status}, 503: {"model": Status, "description": "restart it"}})
     async def health() -> Response:
-        """The process answers; asks for no key."""
-        return JsonReply({"status": "ok"})
+        """The process answers and its networks run; asks for no key."""
+        return _status("ok" if service.backend.is_alive else "dead", is_well=service.backend.is_alive)
 
     return routes
 
@@ -28,12 +28,18 @@ def status_routes(service: Service) -> APIRouter:
 
     @routes.get(
         "/ready",
-        responses={200: {"model": Status}, 503: {"model": Status, "description": "shutting down"}, **errors(401)},
+        responses={
+            200: {"model": Status},
+            503: {"model": Status, "description": "shutting down, or dead"},
+            **errors(401),
+        },
     )
     async def ready() -> Response:
         """Work is taken: the models are loaded and the server is not shutting down."""
+        if not service.backend.is_alive:
+            return _status("dead", is_well=False)
         is_draining = service.admission.is_draining
-        return JsonReply({"status": "draining" if is_draining else "ready"}, status_code=503 if is_draining else 200)
+        return _status("draining" if is_draining else "ready", is_well=not is_draining)
 
     @routes.get("/version", responses={200: {"model": Versions}, **errors(401)})
     async def version() -> Response:
@@ -68,3 +74,7 @@ def status_routes(service: Service) -> APIRouter:
         return JsonReply({"object": "list", "data": cards})
 
     return routes
+
+
+def _status(word: str, *, is_well: bool) -> Response:
+    return JsonReply({"status": word}, status_code=200 if is_well else 503)

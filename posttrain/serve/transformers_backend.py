@@ -90,6 +90,10 @@ class TransformersBackend:
             n_value_tokens_cached=0 if scorer is None else scorer.n_tokens_cached,
         )
 
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive
+
     async def close(self) -> None:
         await asyncio.to_thread(self._thread.close)
 

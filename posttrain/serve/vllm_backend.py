@@ -112,6 +112,10 @@ class VllmBackend:
             n_value_tokens_cached=self._n_value_tokens_cached,
         )
 
+    @property
+    def is_alive(self) -> bool:
+        return not any(engine.errored for engine in (self._policy, self._value) if engine is not None)
+
     async def close(self) -> None:
         """Cancel the calls in flight and end the engines' processes."""
         tasks = list(self._tasks)

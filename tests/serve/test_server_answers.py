@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -10,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serve.tiny_server import Served
+from posttrain.serve.serve_config import ServeConfig
+from tests.serve.tiny_server import Served, served
 
 openai = pytest.importorskip("openai", reason="needs the openai client")
 
@@ -214,6 +216,14 @@ def test_metrics_count_what_was_done(server: Served) -> None:
     after = [count(name) for name in names]
     assert [b - a for a, b in zip(before, after, strict=True)] == [usage["generated_tokens"], usage["search_steps"]]
     assert count(answered) == n_answered + 1
+
+
+def test_health_and_readiness_fail_once_the_networks_have_ended(config: ServeConfig) -> None:
+    with served(config) as own:
+        asyncio.run(own.backend.close())
+        for route in ("health", "ready"):
+            reply = httpx.get(f"{own.url}/{route}")
+            assert (reply.status_code, reply.json()) == (503, {"status": "dead"})
 
 
 def test_status_routes_and_the_page_answer(server: Served) -> None:

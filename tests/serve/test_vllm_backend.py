@@ -111,6 +111,7 @@ def test_requests_that_cannot_be_served_are_refused_with_the_reason(results):
 @real_vllm
 def test_closing_cancels_what_is_in_flight(results):
     assert results["is_cancelled_by_close"]
+    assert results["is_alive"] == [True, False]
 
 
 @real_vllm

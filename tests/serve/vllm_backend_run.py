@@ -145,9 +145,11 @@ async def run(backend: VllmBackend, value: str) -> dict[str, Any]:
     }
     in_flight = asyncio.create_task(backend.sample(PROMPTS[0], LONG, n=8, stream=0))
     await asyncio.sleep(0)
+    is_alive = [backend.is_alive]
     await backend.close()
     await asyncio.wait([in_flight])
-    return {**results, "is_cancelled_by_close": in_flight.cancelled()}
+    is_alive.append(backend.is_alive)
+    return {**results, "is_cancelled_by_close": in_flight.cancelled(), "is_alive": is_alive}
 
 
 def main(output: str, policy: str, value: str) -> None:
