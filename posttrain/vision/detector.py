@@ -68,15 +68,14 @@ def _colour_masks(world: World, images: Tensor) -> Tensor:
 
 def _best_iou(world: World, masks: Tensor) -> Tensor:
     """[B, S, C, n_cells, n_cells]: the best IoU of a cell over the places that its thing may have."""
-    n_images, n_colours = masks.shape[:2]
     shapes = templates(world).to(masks.device)
     rim = world.gap_px
-    # So padded, the first box of the convolution is that of the first cell's thing shifted up and left.
     before, after = rim + SHIFT_PX - world.inset_px, rim + SHIFT_PX
-    padded = F.pad(masks.flatten(0, 1).unsqueeze(1), (before, after, before, after))
-    overlap = F.conv2d(padded, F.pad(shapes, (rim, rim, rim, rim)).unsqueeze(1))
-    box = torch.ones(1, 1, world.shape_px + 2 * rim, world.shape_px + 2 * rim, device=masks.device)
-    area = F.conv2d(padded, box)
-    iou = overlap / (area + shapes.sum((1, 2)).view(1, -1, 1, 1) - overlap)
-    best = F.max_pool2d(iou, 2 * SHIFT_PX + 1, stride=world.cell_px)[..., : world.n_cells, : world.n_cells]
-    return best.unflatten(0, (n_images, n_colours)).transpose(1, 2)
+    side = world.shape_px + 2 * (rim + SHIFT_PX)
+    padded = F.pad(masks, (before, after, before, after))
+    windows = padded.unfold(2, side, world.cell_px).unfold(3, side, world.cell_px)  # one per cell
+    each = windows.reshape(-1, 1, side, side)
+    overlap = F.conv2d(each, F.pad(shapes, (rim, rim, rim, rim)).unsqueeze(1))  # [B * C * cells, S, places]
+    area = F.avg_pool2d(each, world.shape_px + 2 * rim, stride=1, divisor_override=1)
+    iou = overlap / (area + shapes.sum((1, 2)).view(-1, 1, 1) - overlap)
+    return iou.amax((2, 3)).unflatten(0, windows.shape[:4]).movedim(-1, 1)

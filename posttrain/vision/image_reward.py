@@ -46,10 +46,13 @@ def grade_images(world: World, prompts: Sequence[ImagePrompt], images: Tensor) -
         raise ValueError(f"{len(prompts)} prompts for {len(images)} images: give one prompt for each image")
     found = detect(world, images)
     has_clutter = find_clutter(world, images, found).any((1, 2)).tolist()
-    return [grade_scene(world, *each) for each in zip(prompts, scenes_of(found), has_clutter, strict=True)]
+    return [
+        grade_scene(world, prompt, scene, has_clutter=clutter)
+        for prompt, scene, clutter in zip(prompts, scenes_of(found), has_clutter, strict=True)
+    ]
 
 
-def grade_scene(world: World, prompt: ImagePrompt, scene: Scene, has_clutter: bool) -> ImageGrade:
+def grade_scene(world: World, prompt: ImagePrompt, scene: Scene, *, has_clutter: bool) -> ImageGrade:
     """The grade of what was found in a picture: its things, and whether a cell holds something that is none.
 
     A relation holds if both kinds are there and every pair of them stands so. "Nothing else" fails on an empty scene,
