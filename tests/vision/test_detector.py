@@ -114,8 +114,8 @@ def test_no_set_of_pixels_passes_for_two_shapes() -> None:
     passes = torch.stack([detect(World(shapes=(shape,)), images)[:, 0, 0, 1, 1] for shape in DEFAULT.shapes])
     assert passes.sum(0).max() == 1
     # Square, nine pixels: itself, or lacking one or two: 1 + 9 + 36. Cross, five: itself, lacking one, or with one of
-    # the four others: 1 + 5 + 4. Ring, four: 1 + 4 + 5 likewise; and 4 more, three pixels of a ring one pixel to each side,
-    # whose fourth is outside the 3x3 px.
+    # the four others: 1 + 5 + 4. Ring, four: 1 + 4 + 5 likewise; and 4 more, three pixels of a ring that is shifted by
+    # one to each side, so that its fourth is outside the 3x3 px.
     assert passes.sum(1).tolist() == [46, 14, 10]
 
 
