@@ -162,6 +162,30 @@ VERBS = (
         function="posttrain.alfworld.collect:collect_episodes",
     ),
     Verb(
+        "vision train",
+        "Train a visual tokenizer and its one-step renderer on drawn pictures.",
+        config="posttrain.training.visual_tokenizer_config:VisualTokenizerConfig",
+        function="posttrain.training.visual_tokenizer:train_visual_tokenizer",
+    ),
+    Verb(
+        "vision tokenize",
+        "Write the visual tokens of picture files as JSON lines, coarse first.",
+        config="posttrain.vision.files:TokenizeConfig",
+        function="posttrain.vision.files:tokenize_files",
+    ),
+    Verb(
+        "vision detokenize",
+        "Render rows of visual tokens, or their first few, as picture files.",
+        config="posttrain.vision.files:DetokenizeConfig",
+        function="posttrain.vision.files:detokenize_files",
+    ),
+    Verb(
+        "vision eval",
+        "Measure what a visual tokenizer keeps: strict reward, PSNR, SSIM, code use, pictures from prefixes.",
+        config="posttrain.vision.files:VisionEvalConfig",
+        function="posttrain.vision.files:evaluate_tokenizer",
+    ),
+    Verb(
         "serve",
         "Serve a policy and its value model over HTTP: OpenAI's API, value-guided search, values, a page.",
         config="posttrain.serve.serve_config:ServeConfig",
