@@ -93,7 +93,8 @@ class Problem:
     task_id: str
     prompt: str  # the exact text the policy continues
     answer: str  # the gold final answer; empty: nobody knows it, and a search is not graded
-    grader: str  # one of GRADER_NAMES, or "reasoning_gym:<dataset>" with its entry in `entry`
+    # One of GRADER_NAMES; "reasoning_gym:<dataset>" with its entry in `entry`; "picture:<visual tokenizer>"
+    grader: str
     entry: str | None = None  # JSON of the reasoning-gym entry, which its verifier needs
     tags: tuple[tuple[str, str], ...] = ()  # (name, value) pairs such as ("level", "5"), for tables by group
 

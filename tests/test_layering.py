@@ -18,10 +18,11 @@ PACKAGE = REPOSITORY / "posttrain"
 # A unit, which is a package or module directly under posttrain/, may import itself and units of lower layers. Units of
 # one layer may not import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("schema", "boxed", "coercion", "environment", "provenance", "stages"),
+    ("schema", "boxed", "coercion", "environment", "provenance", "stages", "verbs"),
     ("config_fields", "pretrained", "sampling"),
     ("config", "losses"),
-    ("models", "data", "rewards", "vision", "control"),
+    ("vision",),  # rows and rewards speak of its pictures
+    ("models", "data", "rewards", "control"),
     ("search",),
     ("rollout",),  # evaluation and serving sample through its engines
     ("alfworld",),  # its episodes are sampled through an engine and written as rollouts

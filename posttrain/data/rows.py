@@ -104,7 +104,7 @@ def parse_problem(obj: object, where: str) -> Problem:
     """Parse a question with its gold answer and the name of its grader."""
     fields = Fields(obj, where)
     fields.refuse_unknown(PROBLEM_COLUMNS)
-    expected = ", ".join(f'"{name}"' for name in GRADER_NAMES) + ' or "reasoning_gym:<dataset>"'
+    expected = ", ".join(f'"{name}"' for name in GRADER_NAMES) + ', "reasoning_gym:<dataset>" or "picture:<folder>"'
     problem = Problem(
         where=where,
         task_id=fields.text("task_id"),
@@ -115,10 +115,10 @@ def parse_problem(obj: object, where: str) -> Problem:
         tags=fields.text_pairs("tags"),
     )
     if fields.is_sound("grader"):
-        kind, _, dataset = problem.grader.partition(":")
-        if problem.grader not in GRADER_NAMES and not (kind == "reasoning_gym" and dataset):
+        kind, _, rest = problem.grader.partition(":")
+        if problem.grader not in GRADER_NAMES and not (kind in ("reasoning_gym", "picture") and rest):
             fields.fault("grader", f"got {problem.grader!r}, expected {expected}")
-        elif dataset and problem.entry is None:
+        elif kind == "reasoning_gym" and problem.entry is None:
             fields.fault(
                 "entry", f"is missing, expected the JSON of the entry that grader {problem.grader!r} verifies"
             )

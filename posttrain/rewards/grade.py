@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Literal
 
 from posttrain.rewards.final_number import final_answer, grade_number, plain_number
 from posttrain.rewards.graders import Grader, grader_named
+from posttrain.rewards.picture import PICTURE_PREFIX, grade_pictures
 from posttrain.rewards.pool import GradeRequest, GradingPool
 from posttrain.schema import Grade, Problem
 
@@ -24,12 +26,14 @@ def grade(problem: Problem, completion_text: str) -> Grade:
     """Grade one completion by the problem's grader, in this process.
 
     `reasoning_gym:<dataset>`: CORRECT when the data set's own verifier gives 1.0, and, where the gold answer is a
-    number, the answer is that number too. Others: GRADERS. Raises ValueError when the problem itself cannot be graded,
-    and for a grader that only a GradingPool may run.
+    number, the answer is that number too. `picture:<folder>`: see grade_pictures. Others: GRADERS. Raises ValueError
+    when the problem itself cannot be graded, and for a grader that only a GradingPool may run.
     """
     if problem.grader.startswith(REASONING_GYM_PREFIX):
         answer = final_answer(completion_text)
         return Grade.UNPARSED if answer is None else _grade_by_reasoning_gym(problem, answer)
+    if problem.grader.startswith(PICTURE_PREFIX):
+        return grade_pictures([(problem, completion_text)])[0]
     grader = _grader_of(problem)
     if grader.verify is not None:
         raise ValueError(
@@ -43,31 +47,40 @@ def grade(problem: Problem, completion_text: str) -> Grade:
 
 
 def grade_all(pairs: Sequence[tuple[Problem, str]], pool: GradingPool) -> list[Grade]:
-    """Grade each completion by its problem's grader, those that need computer algebra in the pool's processes.
+    """Grade each completion by its problem's grader: pictures together, what needs computer algebra in the pool.
 
-    Raises what `grade` and `GradingPool.grade` raise.
+    Raises what `grade`, `grade_pictures` and `GradingPool.grade` raise.
     """
-    is_pooled = [
-        not problem.grader.startswith(REASONING_GYM_PREFIX) and _grader_of(problem).verify is not None
-        for problem, _ in pairs
-    ]
+    kinds = [_kind_of(problem) for problem, _ in pairs]
     requests = [
         GradeRequest(problem.answer, text, problem.grader)
-        for (problem, text), is_for_pool in zip(pairs, is_pooled, strict=True)
-        if is_for_pool
+        for (problem, text), kind in zip(pairs, kinds, strict=True)
+        if kind == "pooled"
     ]
-    pooled = iter(pool.grade(requests))
+    pictures = [pair for pair, kind in zip(pairs, kinds, strict=True) if kind == "picture"]
+    apart = {"pooled": iter(pool.grade(requests)), "picture": iter(grade_pictures(pictures))}
     return [
-        next(pooled) if is_for_pool else grade(problem, text)
-        for (problem, text), is_for_pool in zip(pairs, is_pooled, strict=True)
+        next(apart[kind]) if kind in apart else grade(problem, text)
+        for (problem, text), kind in zip(pairs, kinds, strict=True)
     ]
 
 
 def extracted_answer(problem: Problem, completion_text: str) -> str | None:
     """The text that the problem's grader takes for the answer; None where it finds none. Equal texts vote together."""
+    if problem.grader.startswith(PICTURE_PREFIX):
+        return completion_text
     if problem.grader.startswith(REASONING_GYM_PREFIX):
         return final_answer(completion_text)
     return _grader_of(problem).extract(completion_text)
+
+
+def _kind_of(problem: Problem) -> Literal["pooled", "picture", "here"]:
+    """Where its answers are graded."""
+    if problem.grader.startswith(PICTURE_PREFIX):
+        return "picture"
+    if problem.grader.startswith(REASONING_GYM_PREFIX) or _grader_of(problem).verify is None:
+        return "here"
+    return "pooled"
 
 
 def _grader_of(problem: Problem) -> Grader:

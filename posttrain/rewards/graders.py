@@ -79,5 +79,5 @@ def grader_named(name: str) -> Grader:
     """The grader of that name. Raises ValueError for an unknown one."""
     if name not in GRADERS:
         known = ", ".join(map(repr, GRADERS))
-        raise ValueError(f"grader is {name!r}, needs {known} or 'reasoning_gym:<dataset>'")
+        raise ValueError(f"grader is {name!r}, needs {known}, 'reasoning_gym:<dataset>' or 'picture:<folder>'")
     return GRADERS[name]
