@@ -54,8 +54,8 @@ summary { cursor: pointer; color: var(--link); margin: .4rem 0; }
 Section = tuple[str, str, str]  # id, heading, HTML body
 
 
-def html_page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The whole page; `lead` and the section bodies are HTML, `title` and headings are text."""
+def html_page(title: str, lead: str, sections: Sequence[Section], *, styles: str = "") -> str:
+    """The whole page; `lead` and the section bodies are HTML, `title` and headings are text, `styles` more CSS."""
     links = "".join(f'<li><a href="#{anchor}">{escape(heading)}</a></li>' for anchor, heading, _ in sections)
     body = "\n".join(
         f'<section id="{anchor}" aria-labelledby="{anchor}-h">\n'
@@ -65,7 +65,7 @@ def html_page(title: str, lead: str, sections: Sequence[Section]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>{_CSS}{styles}</style>\n</head>\n<body>\n"
         f"<header><h1>{escape(title)}</h1>\n{lead}\n</header>\n"
         f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
     )
