@@ -52,7 +52,7 @@ def grade_images(world: World, prompts: Sequence[ImagePrompt], images: Tensor) -
     ]
 
 
-def grade_scene(world: World, prompt: ImagePrompt, scene: Scene, *, has_clutter: bool) -> ImageGrade:
+def grade_scene(world: World, prompt: ImagePrompt, scene: Scene, *, has_clutter: bool = False) -> ImageGrade:
     """The grade of what was found in a picture: its things, and whether a cell holds something that is none.
 
     A relation holds if both kinds are there and every pair of them stands so. "Nothing else" fails on an empty scene,
