@@ -83,6 +83,12 @@ VERBS = (
         function="posttrain.data.picture_problems:write_picture_problems",
     ),
     Verb(
+        "vision page",
+        "Draw the answers to picture problems as a page: pictures, checks, the value of every token.",
+        config="posttrain.evaluation.picture_page:PicturePageConfig",
+        function="posttrain.evaluation.picture_page:write_picture_page",
+    ),
+    Verb(
         "inspect credit",
         "Show which tokens of an answer a policy credits beside its reference, and a value model's steps.",
         config="posttrain.evaluation.inspect_credit:CreditConfig",
