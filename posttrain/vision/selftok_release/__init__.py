@@ -1,0 +1,1 @@
+"""The published Selftok tokenizer: its networks, its files, and a Llama that writes its tokens."""
