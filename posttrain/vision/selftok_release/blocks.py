@@ -21,9 +21,9 @@ class TimeEmbedder(nn.Module):
     def forward(self, times: Tensor) -> Tensor:
         """[N, width] from times [N] in thousandths."""
         half = N_FREQUENCIES // 2
-        exponents = torch.arange(half, dtype=torch.float32, device=times.device) / half
-        # In float32 whatever the weights are: the network was trained on these roundings.
-        angles = times.float().unsqueeze(1) * torch.exp(-math.log(10_000) * exponents)
+        exponents = torch.arange(half, dtype=torch.float64, device=times.device) / half
+        # In float64: in float32 the last bit of a frequency, which differs by device, turns position 5,000 by 3e-4.
+        angles = times.double().unsqueeze(1) * torch.exp(-math.log(10_000) * exponents)
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1).to(self.mlp[0].weight.dtype))
 
 

@@ -124,7 +124,7 @@ def load_selftok_release(
     """The published tokenizer from converted files of one variant: renderer_*, tokenizer_*, or both.
 
     Either has the encoder. The renderer's is enough to encode and decode; the tokenizer's adds `decode_by_flow`. Each
-    has 2.1 billion weights, 8.6 GB in float32.
+    has 2.2 billion numbers, 8.9 GB in float32.
     """
     if not files:
         raise ValueError("no file given: needed renderer_*.safetensors, tokenizer_*.safetensors, or both")
