@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from posttrain.vision.selftok_release.load import build_networks, load_networks, to_published
-from tests.vision.selftok_release_small import SMALL, small_networks
+from tests.vision.selftok_release_small import SMALL, draw, small_networks
 
 KNOWN = {SMALL.n_tokens: SMALL}
 
@@ -45,10 +45,18 @@ def test_loaded_networks_have_the_files_weights_and_ignore_what_only_training_ne
         assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
 
 
-def test_loading_casts_to_the_dtype_asked_for(tmp_path, tensors):
+def test_bfloat16_is_for_the_decoder_and_names_the_same_tokens(tmp_path, tensors):
     save_file(tensors, tmp_path / "file.safetensors")
-    loaded = load(tmp_path / "file.safetensors", dtype=torch.bfloat16)
-    assert {value.dtype for value in loaded.decoder.state_dict().values()} == {torch.bfloat16}
+    exact, short = (load(tmp_path / "file.safetensors", dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert {value.dtype for value in short.decoder.state_dict().values()} == {torch.bfloat16}
+    latents = draw(4, 3, 4, 4, seed=0).float()
+    indexes = short.encoder(latents)
+    assert torch.equal(indexes, exact.encoder(latents))
+    arguments = (latents, torch.full((4,), 0.5), short.encoder.look_up(indexes), torch.ones(4, 10, dtype=torch.bool))
+    velocity, expected = short.decoder(*arguments), exact.decoder(*arguments)
+    assert velocity.dtype == torch.float32  # so that steps add up in float32
+    # bfloat16 has 8 bits; some ten roundings in a row of that size.
+    assert (velocity - expected).norm() < 10 * 2**-8 * expected.norm()
 
 
 def test_a_pickle_is_refused_before_it_is_opened(tmp_path):

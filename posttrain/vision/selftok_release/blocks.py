@@ -24,7 +24,8 @@ class TimeEmbedder(nn.Module):
         exponents = torch.arange(half, dtype=torch.float64, device=times.device) / half
         # In float64: in float32 the last bit of a frequency, which differs by device, turns position 5,000 by 3e-4.
         angles = times.double().unsqueeze(1) * torch.exp(-math.log(10_000) * exponents)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1).to(self.mlp[0].weight.dtype))
+        dtype = next(self.mlp.parameters()).dtype
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1).to(dtype))
 
 
 class FeedForward(nn.Module):

@@ -26,10 +26,10 @@ class FlowDecoder(JointTransformer):
 
     def forward(self, noisy: Tensor, t: Tensor, codes: Tensor, is_token: Tensor) -> Tensor:
         """[B, C, H, W] velocity at noisy latents [B, C, H, W], t [B] in [0, 1], codes [B, K, D], is_token [B, K]."""
-        image = self.x_embedder(noisy) + middle(self.pos_embed, self.sizes.side)
+        image = self.x_embedder(noisy.to(self.pos_embed.dtype)) + middle(self.pos_embed, self.sizes.side)
         is_image = is_token.new_ones(len(is_token), image.shape[1])
         is_visible = torch.cat([is_token, is_image], dim=1)[:, None, None, :]
-        return self.transform(image, N_TIMES * t, codes, is_token, is_visible)
+        return self.transform(image, N_TIMES * t, codes, is_token, is_visible).to(noisy.dtype)
 
 
 class Renderer(JointTransformer):

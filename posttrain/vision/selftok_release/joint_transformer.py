@@ -148,7 +148,7 @@ class JointTransformer(nn.Module):
         `is_token` [B, K] says which tokens there are. The others are zero and, as `is_visible` must say too, no key.
         """
         codes = torch.where(is_token.unsqueeze(-1), codes, 0.0)
-        tokens = self.context_embedder(codes) + self.context_pos_embed
+        tokens = self.context_embedder(codes.to(image.dtype)) + self.context_pos_embed
         time = self.t_embedder(times).unsqueeze(1)
         positions = token_positions(self.sizes.n_tokens, codes.device)
         *blocks, last = self.joint_blocks

@@ -28,7 +28,7 @@ class SD3Latents:
     def __init__(self, folder: Path, *, dtype: torch.dtype, device: torch.device) -> None:
         """Read `folder`, the `vae` folder of stable-diffusion-3-medium-diffusers: config.json and safetensors."""
         try:
-            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+            from diffusers import AutoencoderKL  # pyright: ignore[reportMissingImports] - an extra
         except ImportError as error:
             raise ImportError(
                 "SD3's autoencoder needs the package diffusers, which is not installed: pip install 'diffusers>=0.31'"

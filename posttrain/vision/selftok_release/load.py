@@ -38,6 +38,8 @@ def load_networks(
 ) -> ReleasedNetworks:
     """The networks of a converted tokenizer_*.safetensors or renderer_*.safetensors, in eval mode.
 
+    `dtype` is the decoder's. The encoder has float32 at least: bfloat16 cannot tell the nearest of 32,768 codes.
+
     The file says by itself which variant it is (its number of queries) and which decoder it has (a canvas or patches
     of noise). Raises ValueError, naming the keys, unless it has exactly the keys and shapes of that variant.
     """
@@ -52,13 +54,13 @@ def load_networks(
             networks = build_networks(variant, shapes)
         wanted = wanted_shapes(networks)
         _require_same_keys(path, wanted, shapes, unused_keys(variant, is_renderer=CANVAS in shapes))
-        weights = {name: file.get_tensor(name).to(dtype) for name in wanted}
-    encoder = {ours: weights[theirs] for ours, theirs in _names("encoder.", networks.encoder)}
-    decoder = {ours: weights[theirs] for ours, theirs in _names("model.", networks.decoder)}
-    networks.encoder.load_state_dict(encoder, assign=True)
-    networks.decoder.load_state_dict(decoder, assign=True)
-    networks.encoder.requires_grad_(False).eval()
-    networks.decoder.requires_grad_(False).eval()
+        for prefix, network, its_dtype in (
+            ("encoder.", networks.encoder, torch.promote_types(dtype, torch.float32)),
+            ("model.", networks.decoder, dtype),
+        ):
+            weights = {ours: file.get_tensor(theirs).to(its_dtype) for ours, theirs in _names(prefix, network)}
+            network.load_state_dict(weights, assign=True)
+            network.requires_grad_(False).eval()
     return networks
 
 

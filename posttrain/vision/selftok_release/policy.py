@@ -7,7 +7,6 @@ UNCONFIRMED; the names here are those of this library's small policies, and the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,17 +81,12 @@ def extend_llama(base: Path, folder: Path, *, n_codes: int, generator: torch.Gen
     if tokenizer.add_tokens([AddedToken(name, lstrip=True, normalized=False) for name in names]) != len(names):
         raise ValueError(f"the tokenizer of {base} has visual words already: is it a policy that was extended before?")
     model.resize_token_embeddings(n_old + len(names), mean_resizing=False)
-    for embedding in _untied(model):
-        _fill_new_rows(embedding, n_old, std=model.config.initializer_range, generator=generator)
+    _fill_new_rows(model.model.embed_tokens.weight, n_old, std=model.config.initializer_range, generator=generator)
+    if not model.config.tie_word_embeddings:
+        _fill_new_rows(model.lm_head.weight, n_old, std=model.config.initializer_range, generator=generator)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return VisualWords.of(tokenizer)
-
-
-def _untied(model: LlamaForCausalLM) -> Iterable[Tensor]:
-    """The embedding matrices, one where input and output share it."""
-    read, written = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    return (read,) if read.data_ptr() == written.data_ptr() else (read, written)
 
 
 @torch.no_grad()

@@ -97,6 +97,7 @@ class ReleasedSelftok(nn.Module):
 
     def look_up(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(codes [B, K, D], is_token [B, K] bool) in index order, of a prefix [B, k] in AR order."""
+        ids = ids.to(self.encoder.codes.device)
         n_hidden = self.n_tokens - ids.shape[-1]
         if ids.ndim != 2 or ids.shape[1] == 0 or n_hidden < 0:
             raise ValueError(f"ids are {tuple(ids.shape)}, needed [B, k] with 1 to {self.n_tokens} tokens")
