@@ -117,7 +117,7 @@ def test_ids_outside_the_visual_words_are_refused(extended):
     _, words = extended
     with pytest.raises(ValueError, match="1 of 2 visual codes are outside 0 to 39, the first is 40"):
         words.to_tokens(torch.tensor([0, 40]))
-    with pytest.raises(ValueError, match="outside 260 to 299, the first is 259"):
+    with pytest.raises(ValueError, match="1 of 2 token ids of visual codes are outside 260 to 299, the first is 259"):
         words.to_codes(torch.tensor([259, 260]))
 
 
@@ -132,10 +132,11 @@ def test_a_model_with_spare_rows_is_refused(tmp_path):
         extend_llama(base, tmp_path / "out", n_codes=4, generator=seeded())
 
 
-def test_tokenizers_without_visual_words_or_with_gaps_are_refused(base):
+def test_tokenizers_without_an_end_of_images_or_with_gaps_are_refused(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<bov>", "<v0>", "<other>", "<v1>"])
     with pytest.raises(ValueError, match="extend_llama writes a model folder"):
         VisualWords.of(tokenizer)
-    tokenizer.add_tokens(["<bov>", "<eov>", "<v0>", "<other>", "<v1>"])
-    with pytest.raises(ValueError, match="<v1> has the id 262, needed 261"):
+    tokenizer.add_tokens(["<eov>"])
+    with pytest.raises(ValueError, match="<v1> has the id 261, needed 260"):
         VisualWords.of(tokenizer)

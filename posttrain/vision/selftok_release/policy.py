@@ -13,48 +13,36 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-BOV, EOV = "<bov>", "<eov>"
+from posttrain.pretrained import load_tokenizer
+from posttrain.vision.visual_text import BOV, VisualIds, visual_ids
+
+EOV = "<eov>"
 
 
 @dataclass(frozen=True, slots=True)
-class VisualWords:
-    """Where the words of an image are in a policy's vocabulary: code c has the token id `offset` + c."""
+class VisualWords(VisualIds):
+    """Where the words of an image are in the vocabulary of an extended Llama."""
 
-    bov: int
     eov: int
-    offset: int
-    n_codes: int
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> VisualWords:
         """Of a policy's tokenizer. Raises ValueError where words are absent, or not in one run of ids."""
-        vocabulary = tokenizer.get_vocab()
-        if not {BOV, EOV, "<v0>"} <= vocabulary.keys():
+        ids, vocabulary = visual_ids(tokenizer), tokenizer.get_vocab()
+        if EOV not in vocabulary:
             raise ValueError(
-                f"the tokenizer of {tokenizer.name_or_path or 'this policy'} lacks {BOV}, {EOV} or <v0>: "
-                "extend_llama writes a model folder that has them"
+                f"the tokenizer of {tokenizer.name_or_path or 'this policy'} has no {EOV}, the end of an image: "
+                "extend_llama writes a model folder that has it"
             )
-        offset, n_codes = vocabulary["<v0>"], 0
-        while vocabulary.get(f"<v{n_codes}>") == offset + n_codes:
-            n_codes += 1
-        if f"<v{n_codes}>" in vocabulary:
-            raise ValueError(
-                f"<v{n_codes}> has the id {vocabulary[f'<v{n_codes}>']}, needed {offset + n_codes}: visual words have "
-                "ids in a row, so that a code is an id less the offset"
-            )
-        return cls(bov=vocabulary[BOV], eov=vocabulary[EOV], offset=offset, n_codes=n_codes)
-
-    def to_tokens(self, codes: Tensor) -> Tensor:
-        """Token ids of visual codes, both [..., K] in AR order."""
-        _require_range(codes, 0, self.n_codes, "visual codes")
-        return codes + self.offset
-
-    def to_codes(self, tokens: Tensor) -> Tensor:
-        """Visual codes of token ids, both [..., K] in AR order, without <bov> and <eov>."""
-        _require_range(tokens, self.offset, self.offset + self.n_codes, "token ids of visual words")
-        return tokens - self.offset
+        for code in range(ids.n_codes):
+            if vocabulary.get(f"<v{code}>") != ids.offset + code:
+                raise ValueError(
+                    f"<v{code}> has the id {vocabulary.get(f'<v{code}>')}, needed {ids.offset + code}: visual words "
+                    "have ids in a row, so that a code is an id less the offset"
+                )
+        return cls(bov=ids.bov, offset=ids.offset, n_codes=ids.n_codes, eov=vocabulary[EOV])
 
     def image_tokens(self, codes: Tensor) -> Tensor:
         """[..., K + 2]: <bov>, the words of codes [..., K] in AR order, <eov>."""
@@ -69,7 +57,7 @@ def extend_llama(base: Path, folder: Path, *, n_codes: int, generator: torch.Gen
     model's initializer_range, so at first an image word is about as likely as the average word and no two are alike.
     Words swallow the spaces before them: "a red ring <bov><v5> <v7>" has no token for a space between words.
     """
-    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    tokenizer = load_tokenizer(base)
     model = LlamaForCausalLM.from_pretrained(base, local_files_only=True, dtype="auto")
     n_old = model.config.vocab_size
     if len(tokenizer) != n_old:
@@ -95,12 +83,3 @@ def _fill_new_rows(embedding: Tensor, n_old: int, *, std: float, generator: torc
     noise = torch.randn(new.shape, generator=generator, device=generator.device, dtype=torch.float32)
     mean = embedding[:n_old].float().mean(dim=0)
     new.copy_((mean + std * noise.to(mean.device)).to(new.dtype))
-
-
-def _require_range(ids: Tensor, low: int, high: int, name: str) -> None:
-    outside = ids[(ids < low) | (ids >= high)]
-    if len(outside):
-        raise ValueError(
-            f"{len(outside)} of {ids.numel()} {name} are outside {low} to {high - 1}, the first is {int(outside[0])}: "
-            "were tokens sampled among visual words only, and do tokenizer and policy have the same codebook?"
-        )

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from posttrain.vision.selftok_release.decoders import FlowDecoder, Renderer, sample_flow
 from posttrain.vision.selftok_release.latents import LatentCodec, SD3Latents
 from posttrain.vision.selftok_release.load import ReleasedNetworks, load_networks
+from posttrain.vision.token_schedule import TokenOrder
 
 PIXELS_PER_LATENT = 8
+ORDER = TokenOrder.REVERSED
 
 
 class ReleasedSelftok(nn.Module):
@@ -58,7 +60,7 @@ class ReleasedSelftok(nn.Module):
         self._require_eval("encode")
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, self.image_px, self.image_px):
             raise ValueError(f"images are {tuple(images.shape)}, needed [B, 3, {self.image_px}, {self.image_px}]")
-        return self.encoder(self.latents.encode(images).to(self.encoder.codes)).flip(-1)
+        return ORDER.to_ar(self.encoder(self.latents.encode(images).to(self.encoder.codes)))
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
@@ -106,7 +108,7 @@ class ReleasedSelftok(nn.Module):
                 f"ids reach from {int(ids.min())} to {int(ids.max())}, visual ids from 0 to {self.codebook_size - 1}: "
                 "are they token ids of a policy? VisualWords.to_codes maps them"
             )
-        indexes = nn.functional.pad(ids, (0, n_hidden)).flip(-1)
+        indexes = ORDER.from_ar(nn.functional.pad(ids, (0, n_hidden)))
         is_token = (torch.arange(self.n_tokens, device=ids.device) >= n_hidden).expand(len(ids), -1)
         return self.encoder.look_up(indexes), is_token
 
