@@ -64,7 +64,7 @@ class CosineQuantiser(nn.Module):
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= n_codes):
             raise ValueError(
                 f"visual ids run from {int(ids.min())} to {int(ids.max())}, the codebook has 0 to {n_codes - 1}: "
-                "was the vocabulary's offset taken off?"
+                "are they of this tokenizer, and was the vocabulary's offset taken off?"
             )
         return F.embedding(ids, self.codebook)
 

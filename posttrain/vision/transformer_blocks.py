@@ -120,10 +120,14 @@ class DualBlock(nn.Module):
 class TimeEmbedding(nn.Module):
     """[B, 1, d] from times [B]: sines and cosines of 1000 t, then two layers."""
 
+    frequencies: Tensor  # [width / 2]
+
     def __init__(self, width: int) -> None:
         super().__init__()
         half = width // 2
-        self.register_buffer("frequencies", torch.exp(-math.log(MAX_PERIOD) * torch.arange(half) / half), False)
+        self.register_buffer(
+            "frequencies", torch.exp(-math.log(MAX_PERIOD) * torch.arange(half) / half), persistent=False
+        )
         self.layers = nn.Sequential(nn.Linear(2 * half, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:

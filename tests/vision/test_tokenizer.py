@@ -164,11 +164,23 @@ def test_prefix_errors_end_with_the_error_of_the_whole_picture(images: Tensor):
 
 def test_do_test_counts_the_earlier_tokens_that_a_later_one_changes(monkeypatch: pytest.MonkeyPatch):
     # A picture that is its tokens, so that decode and encode lose nothing: no earlier token changes. If encoding then
-    # gives each place the sum of all, every earlier one changes.
+    # gives each place the sum of all modulo 32, every earlier one changes: row i holds 9 i + k, so the exchange
+    # adds -9, or +36 in the first row, neither a multiple of 32.
     tokenizer = tiny_tokenizer()
     ids = torch.arange(5 * 9).view(5, 9) % 32
     monkeypatch.setattr(tokenizer, "decode", lambda tokens: tokens)
     monkeypatch.setattr(tokenizer, "encode", lambda tokens: tokens)
     assert do_test(tokenizer, ids, torch.Generator().manual_seed(0)) == 0.0
-    monkeypatch.setattr(tokenizer, "encode", lambda tokens: tokens.sum(-1, keepdim=True).expand(-1, 9))
+    monkeypatch.setattr(tokenizer, "encode", lambda tokens: (tokens.sum(-1, keepdim=True) % 32).expand(-1, 9))
     assert do_test(tokenizer, ids, torch.Generator().manual_seed(0)) == 1.0
+
+
+def test_do_test_takes_near_copies_of_a_code_for_the_same(monkeypatch: pytest.MonkeyPatch):
+    tokenizer = tiny_tokenizer()
+    ids = torch.arange(5 * 9).view(5, 9) % 32
+    monkeypatch.setattr(tokenizer, "decode", lambda tokens: tokens)
+    # Every other id, 0 or 1 by the sum of all: the exchange adds -9 to it, so ids 0 and 1 change places.
+    monkeypatch.setattr(tokenizer, "encode", lambda tokens: (tokens.sum(-1, keepdim=True) % 2).expand(-1, 9))
+    assert do_test(tokenizer, ids[1:], torch.Generator().manual_seed(0)) > 0.5
+    tokenizer.quantiser.codebook[1] = tokenizer.quantiser.codebook[0]
+    assert do_test(tokenizer, ids[1:], torch.Generator().manual_seed(0)) == 0.0
