@@ -83,6 +83,12 @@ VERBS = (
         function="posttrain.data.picture_problems:write_picture_problems",
     ),
     Verb(
+        "visual-pg",
+        "Train a policy on the pictures it draws: sample visual tokens, check the picture, learn from the checks.",
+        config="posttrain.training.visual_pg_config:VisualPgConfig",
+        function="posttrain.training.visual_pg:train_visual_pg",
+    ),
+    Verb(
         "vision page",
         "Draw the answers to picture problems as a page: pictures, checks, the value of every token.",
         config="posttrain.evaluation.picture_page:PicturePageConfig",
