@@ -89,6 +89,18 @@ VERBS = (
         function="posttrain.training.visual_pg:train_visual_pg",
     ),
     Verb(
+        "vision rows",
+        "Write drawn pictures as rows to imitate, from a prompt to visual tokens.",
+        config="posttrain.data.picture_rows:PictureRowsConfig",
+        function="posttrain.data.picture_rows:write_picture_rows",
+    ),
+    Verb(
+        "vision policy",
+        "Write an untrained language model over words and visual tokens.",
+        config="posttrain.models.picture_policy:PicturePolicyConfig",
+        function="posttrain.models.picture_policy:write_picture_policy",
+    ),
+    Verb(
         "vision page",
         "Draw the answers to picture problems as a page: pictures, checks, the value of every token.",
         config="posttrain.evaluation.picture_page:PicturePageConfig",
