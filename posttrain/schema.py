@@ -219,3 +219,4 @@ class RolloutValues:
     kl: Tensor  # [B, T] exact KL(pi || pi_ref) at s_t, with gradient
     entropy: Tensor  # [B, T] entropy of pi(. | s_t), no gradient
     is_action: Tensor  # [B, T] bool
+    ref_logp: Tensor | None = None  # [B, T] log pi_ref(a_t | s_t), no gradient; None where nobody asked

@@ -75,7 +75,8 @@ def rollouts(v: TokenValues) -> RolloutValues:
     generator = torch.Generator().manual_seed(7)
     shift, advantage = torch.randn(2, *v.logp.shape, dtype=torch.float64, generator=generator).to(v.logp)
     assert v.kl is not None
-    return RolloutValues(v.logp, v.logp.detach() + 0.3 * shift, advantage, v.kl, v.entropy, v.is_action)
+    behavior_logp = v.logp.detach() + 0.3 * shift
+    return RolloutValues(v.logp, behavior_logp, advantage, v.kl, v.entropy, v.is_action, v.ref_logp)
 
 
 def at_the_soft_optimum(form: Callable[..., tuple[Term, ...]], *, steps: tuple[int, ...]) -> FixedPoint:
@@ -120,6 +121,19 @@ def at_the_reference(kl: Callable[..., tuple[Term, ...]]) -> FixedPoint:
 
     def loss(logits: Tensor) -> Tensor:
         v = read_tables(tree.paths, logits.log_softmax(-1), tree.ref_logp, torch.zeros(15, dtype=torch.float64))
+        return weighted_total(kl(v, alpha=0.7), weight)
+
+    return FixedPoint(loss, (tree.ref_logp,))
+
+
+def at_the_sampler(kl: Callable[..., tuple[Term, ...]]) -> FixedPoint:
+    """A sampled KL rests, token by token, where the policy is the one it is kept to: here sampler and reference."""
+    tree, weight = build_tree(4), random_weight(31, 4)
+
+    def loss(logits: Tensor) -> Tensor:
+        scores = read_scores(tree.paths, logits.log_softmax(-1), tree.ref_logp)
+        zero = torch.zeros_like(scores.ref_logp)
+        v = RolloutValues(scores.logp, scores.ref_logp, zero, zero, zero, scores.is_action, scores.ref_logp)
         return weighted_total(kl(v, alpha=0.7), weight)
 
     return FixedPoint(loss, (tree.ref_logp,))
@@ -194,6 +208,10 @@ def _policy_gradient(objective: Callable[..., tuple[Term, ...]], **clip: float) 
     return Case(objective, {**clip, "alpha": 0.7}, {"policy": "logp", "kl_ref": "kl"}, rests_at, rollouts)
 
 
+def _sampled_kl(kl: Callable[..., tuple[Term, ...]]) -> Case:
+    return Case(kl, {"alpha": 0.7}, {kl.__name__: "logp"}, partial(at_the_sampler, kl), rollouts)
+
+
 CASES: dict[str, Case] = {
     "oreo_token": _oreo(losses.oreo_token),
     "oreo_step": _oreo(losses.oreo_step, steps=(0, 2)),
@@ -222,4 +240,6 @@ CASES: dict[str, Case] = {
     "reinforce": _policy_gradient(losses.reinforce),
     "grpo": _policy_gradient(losses.grpo, clip_low=0.2, clip_high=0.3),
     "grpo_token_mean": _policy_gradient(losses.grpo_token_mean, clip_low=0.2, clip_high=0.3),
+    "kl_ref_k3": _sampled_kl(losses.kl_ref_k3),
+    "kl_rollout": _sampled_kl(losses.kl_rollout),
 }

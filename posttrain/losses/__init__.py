@@ -30,7 +30,7 @@ from posttrain.losses.paths import (
     suffix_sum,
     sum_to_next_state,
 )
-from posttrain.losses.policy_gradient import grpo, grpo_token_mean, reinforce
+from posttrain.losses.policy_gradient import grpo, grpo_token_mean, kl_ref_k3, kl_rollout, reinforce
 from posttrain.losses.preference import dpo, dpo_smoothed, implicit_return, ipo, without_reference
 from posttrain.losses.term import Counts, Objective, Term, Unit, total
 
@@ -57,6 +57,8 @@ __all__ = [
     "kl_k1",
     "kl_k2",
     "kl_k3",
+    "kl_ref_k3",
+    "kl_rollout",
     "kl_to_reference",
     "later_sum",
     "leave_one_out_advantage",

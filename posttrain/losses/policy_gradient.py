@@ -1,7 +1,8 @@
 """Policy gradients on sampled tokens. Advantages are constants: make them with posttrain.losses.advantages.
 
 In all of them "policy" moves the policy through logp where is_action and nothing else; behavior_logp and the advantage
-are held fixed. "kl_ref" is the exact KL(π‖π_ref) in the visited states, where the papers sample k3 of it.
+are held fixed. "kl_ref" is the exact KL(π‖π_ref) in the visited states, whose gradient is that of the number. The papers
+sample k3 of a KL instead; those forms are functions of their own here, to be added to an objective whose alpha is 0.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from posttrain.losses.kl import kl_k3
 from posttrain.losses.paths import log_ratio, per_sequence_mean
 from posttrain.losses.term import Term
 from posttrain.schema import RolloutValues
@@ -49,12 +51,40 @@ def grpo_token_mean(v: RolloutValues, *, clip_low: float, clip_high: float, alph
     )
 
 
+def kl_ref_k3(v: RolloutValues, *, alpha: float) -> tuple[Term, ...]:
+    """α · k3 of log π/π_ref at the sampled tokens, each sequence the mean over its actions (arXiv 2402.03300, Eq. 4).
+
+    On the policy's own samples its value estimates KL(π‖π_ref), but its gradient is that of the other direction,
+    KL(π_ref‖π): it pulls π over all that the reference does, where "kl_ref" keeps π off what the reference does not.
+    Raises ValueError when v.ref_logp is None.
+    """
+    if v.ref_logp is None:
+        raise ValueError("ref_logp is None, needs log pi_ref(a_t | s_t) [B, T]: have the forward fill it too")
+    k3 = kl_k3(log_ratio(v.logp, v.ref_logp.detach(), v.is_action))
+    return (Term("kl_ref_k3", per_sequence_mean(k3, v.is_action), "sequence", coef=alpha),)
+
+
+def kl_rollout(v: RolloutValues, *, alpha: float) -> tuple[Term, ...]:
+    """α · KL(π_behavior‖π), k3 of log π_behavior/π at the tokens that π_behavior sampled; unbiased, and so its gradient.
+
+    At π = π_behavior value and gradient are exactly 0, token by token: with one update per batch of samples this term
+    does nothing, whatever α. (Selftok-Zero, arXiv 2505.07538, prints k3 of the inverse ratio: at
+    that point it is 0 too, and away from it its mean is χ²(π_behavior‖π) − KL(π_behavior‖π).)
+    """
+    k3 = kl_k3(-_log_ratio(v))
+    return (Term("kl_rollout", per_sequence_mean(k3, v.is_action), "sequence", coef=alpha),)
+
+
 def _advantage(v: RolloutValues) -> Tensor:
     return torch.where(v.is_action, v.advantage.detach(), 0.0)
 
 
+def _log_ratio(v: RolloutValues) -> Tensor:
+    return log_ratio(v.logp, v.behavior_logp.detach(), v.is_action)
+
+
 def _ratio(v: RolloutValues) -> Tensor:
-    return log_ratio(v.logp, v.behavior_logp.detach(), v.is_action).exp()  # 1 off the actions
+    return _log_ratio(v).exp()  # 1 off the actions
 
 
 def _clipped_gain(v: RolloutValues, clip_low: float, clip_high: float) -> Tensor:
