@@ -1,8 +1,8 @@
 """Policy gradients on sampled tokens. Advantages are constants: make them with posttrain.losses.advantages.
 
 In all of them "policy" moves the policy through logp where is_action and nothing else; behavior_logp and the advantage
-are held fixed. "kl_ref" is the exact KL(π‖π_ref) in the visited states, whose gradient is that of the number. The papers
-sample k3 of a KL instead; those forms are functions of their own here, to be added to an objective whose alpha is 0.
+are held fixed. "kl_ref" is the exact KL(π‖π_ref) in the visited states, and its gradient is that of this number. The
+papers sample k3 of a KL instead: functions of their own here, to be added to an objective whose alpha is 0.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def kl_ref_k3(v: RolloutValues, *, alpha: float) -> tuple[Term, ...]:
 
 
 def kl_rollout(v: RolloutValues, *, alpha: float) -> tuple[Term, ...]:
-    """α · KL(π_behavior‖π), k3 of log π_behavior/π at the tokens that π_behavior sampled; unbiased, and so its gradient.
+    """α · KL(π_behavior‖π), k3 of log π_behavior/π at tokens of π_behavior: unbiased, and so is its gradient.
 
     At π = π_behavior value and gradient are exactly 0, token by token: with one update per batch of samples this term
     does nothing, whatever α. (Selftok-Zero, arXiv 2505.07538, prints k3 of the inverse ratio: at

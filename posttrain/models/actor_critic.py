@@ -78,7 +78,7 @@ class ActorCritic(nn.Module):
         With cached log-probs ref_logp and kl are absent: `token_values` adds what the batch carries.
         Raises ValueError when a row is padded on the left or in the middle.
         """
-        _require_right_padding(is_token)
+        require_right_padding(is_token)
 
         def states(network: PreTrainedModel) -> Tensor:
             return self.hidden_states(network, input_ids, is_token)[:, :-1][is_action]
@@ -89,7 +89,7 @@ class ActorCritic(nn.Module):
             value = self.value(hidden)
         else:
             value = values_at_every_position(self.value, input_ids, is_token, hidden_states=self.hidden_states)
-        return {**{name: _scatter(score, is_action) for name, score in scored.items()}, "value": value[:, :-1]}
+        return {**{name: at_actions(score, is_action) for name, score in scored.items()}, "value": value[:, :-1]}
 
     def _scores(
         self, hidden: Tensor, states: Callable[[PreTrainedModel], Tensor], chosen: Tensor, ref_hidden: Tensor | None
@@ -135,7 +135,7 @@ def token_values(model: nn.Module, batch: TokenBatch) -> TokenValues:
         inputs["ref_hidden"] = batch.ref_hidden
     scored = {"kl": None, **model(**inputs)}
     if batch.ref_logp is not None:
-        scored["ref_logp"] = _scatter(batch.ref_logp, batch.is_action)
+        scored["ref_logp"] = at_actions(batch.ref_logp, batch.is_action)
     elif "ref_logp" not in scored:
         raise ValueError("the batch has no ref_logp and the model no reference: collated without the reference cache?")
     return TokenValues(**scored, reward=batch.reward, is_action=batch.is_action, is_state=batch.is_state)
@@ -144,7 +144,7 @@ def token_values(model: nn.Module, batch: TokenBatch) -> TokenValues:
 @torch.no_grad()
 def action_states(model: PreTrainedModel, batch: TokenBatch, *, hidden_states: HiddenStates = padded_hidden) -> Tensor:
     """Final hidden states [N, D] before the N actions of a batch, row after row."""
-    _require_right_padding(batch.is_token)
+    require_right_padding(batch.is_token)
     return hidden_states(model, batch.input_ids, batch.is_token)[:, :-1][batch.is_action]
 
 
@@ -172,7 +172,7 @@ def path_scores(
         ).logp
         for model in (policy, reference)
     )
-    return PathScores(_scatter(logp, batch.is_action), _scatter(ref_logp, batch.is_action), batch.is_action)
+    return PathScores(at_actions(logp, batch.is_action), at_actions(ref_logp, batch.is_action), batch.is_action)
 
 
 def require_same_vocabulary(policy: PreTrainedModel, other: PreTrainedModel, name: str, reason: str) -> None:
@@ -200,7 +200,8 @@ def _check_reference(
         require_adapters(policy)
 
 
-def _require_right_padding(is_token: Tensor) -> None:
+def require_right_padding(is_token: Tensor) -> None:
+    """Raises ValueError naming the rows [B, L] with padding before a token."""
     resumes = is_token[:, 1:] & ~is_token[:, :-1]
     if resumes.any():
         rows = resumes.any(-1).nonzero().squeeze(-1).tolist()
@@ -210,6 +211,6 @@ def _require_right_padding(is_token: Tensor) -> None:
         )
 
 
-def _scatter(scored: Tensor, is_action: Tensor) -> Tensor:
+def at_actions(scored: Tensor, is_action: Tensor) -> Tensor:
     """[N] back to [B, T], 0 where nothing was chosen; out of place, so the gradient flows."""
     return torch.zeros(is_action.shape, dtype=scored.dtype, device=scored.device).masked_scatter(is_action, scored)

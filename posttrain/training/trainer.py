@@ -120,12 +120,17 @@ class ObjectiveTrainer(SafeCheckpointing):
         """The micro-batches of one step; counts their units over all ranks before any of them is used."""
         is_resuming = self._resumed_from is not None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = self.rows_of_step(batches)
         if is_resuming:
             self._steering.agree()
         self._counts = self._global_counts(batches)
         self._averages.add_counts(self._counts)
         self._steering.add_counts(self._counts)
         return batches, None
+
+    def rows_of_step(self, batches: list[Batch]) -> list[Batch]:
+        """What a step learns from, a micro-batch for each that was fetched: themselves. Where sampling comes in."""
+        return batches
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """One micro-batch: forward, terms, backward; on the last one of a step also the guard and the clipping.
