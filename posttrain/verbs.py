@@ -29,6 +29,12 @@ VERBS = (
         function="posttrain.training.oreo:train_oreo",
     ),
     Verb(
+        "visual-pg",
+        "Train a policy over visual tokens on checks of the pictures it draws, while it draws them.",
+        config="posttrain.training.visual_pg_config:VisualPgConfig",
+        function="posttrain.training.visual_pg:train_visual_pg",
+    ),
+    Verb(
         "dpo",
         "Train the DPO baseline on pairs made from rows that carry rewards.",
         config="posttrain.training.dpo:DpoBaselineConfig",

@@ -33,7 +33,7 @@ def train_visual_pg(config: VisualPgConfig) -> Path:
     Raises ValueError when the policy's vocabulary is of another visual tokenizer.
     """
     run_dir = Path(config.output_dir)
-    pictures = load_visual_tokenizer(config.visual_tokenizer).to(config.device)
+    pictures = load_visual_tokenizer(Path(config.visual_tokenizer)).to(config.device)
     trainer = build_visual_trainer(config, pictures, load_tokenizer(config.model))
     if config.process_index == 0:
         write_run_card(run_dir, config.to_dict(), hash_data(config.visual_tokenizer))

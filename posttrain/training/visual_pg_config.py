@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 
 from posttrain.training.online_config import OnlineConfig
 
@@ -22,7 +21,7 @@ class VisualPgConfig(OnlineConfig):
     samples_per_prompt pictures of each. Logs reward/strict and reward/mean, in all and by family of prompts.
     """
 
-    visual_tokenizer: Path = field(
+    visual_tokenizer: str = field(
         metadata={"help": "Folder of the visual tokenizer that draws the tokens.", "group": "models"}
     )
     reward: ImageReward = field(

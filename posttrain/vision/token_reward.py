@@ -41,7 +41,7 @@ def grade_tokens(
 
     A completion that is not exactly K visual tokens draws nothing, and no check of an empty picture is passed.
     """
-    grades = [grade_scene(tokenizer.world, prompt, (), has_clutter=False) for prompt in prompts]
+    grades = [grade_scene(tokenizer.world, prompt, ()) for prompt in prompts]
     drawn = [i for i, ids in enumerate(completions) if is_picture(tokenizer, visual_ids, ids)]
     if drawn:
         token_ids = torch.tensor([completions[i] for i in drawn], device=device)

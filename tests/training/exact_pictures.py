@@ -1,4 +1,4 @@
-"""A visual tokenizer without networks: one token per cell, the code of what is in it. It draws exactly what is said."""
+"""A visual tokenizer without networks: one token per cell, the code of what is in it; it draws exactly that."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from posttrain.vision.detector import detect, scenes_of
+from posttrain.vision.token_reward import PictureTokens
 from posttrain.vision.visual_text import build_text_tokenizer
 from posttrain.vision.world import Scene, Thing, World, render
 
@@ -54,7 +55,7 @@ class ExactPictures:
         )
 
 
-def write_picture_policy(folder: Path, pictures: ExactPictures, *, hidden_size: int = 32) -> Path:
+def write_picture_policy(folder: Path, pictures: PictureTokens, *, hidden_size: int = 32) -> Path:
     """A policy of random weights over the grammar's words and these pictures' codes, with its tokenizer."""
     tokenizer = build_text_tokenizer(pictures.world, pictures.codebook_size)
     torch.manual_seed(0)
