@@ -29,6 +29,12 @@ VERBS = (
         function="posttrain.training.oreo:train_oreo",
     ),
     Verb(
+        "visual-pg",
+        "Train a policy over visual tokens on checks of the pictures it draws, while it draws them.",
+        config="posttrain.training.visual_pg_config:VisualPgConfig",
+        function="posttrain.training.visual_pg:train_visual_pg",
+    ),
+    Verb(
         "dpo",
         "Train the DPO baseline on pairs made from rows that carry rewards.",
         config="posttrain.training.dpo:DpoBaselineConfig",
@@ -81,12 +87,6 @@ VERBS = (
         "Write prompts of drawn pictures as problems, which eval run, search and collect answer.",
         config="posttrain.data.picture_problems:PictureProblemsConfig",
         function="posttrain.data.picture_problems:write_picture_problems",
-    ),
-    Verb(
-        "visual-pg",
-        "Train a policy on the pictures it draws: sample visual tokens, check the picture, learn from the checks.",
-        config="posttrain.training.visual_pg_config:VisualPgConfig",
-        function="posttrain.training.visual_pg:train_visual_pg",
     ),
     Verb(
         "vision rows",

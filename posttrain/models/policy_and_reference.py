@@ -39,9 +39,10 @@ class PolicyAndReference(nn.Module):
         Raises ValueError when a row is padded on the left or in the middle.
         """
         require_right_padding(is_token)
-        hidden = padded_hidden(self.policy, input_ids, is_token)[:, :-1][is_action]
+        states = (input_ids[:, :-1], is_token[:, :-1])  # no action follows the last token
+        hidden = padded_hidden(self.policy, *states)[is_action]
         with torch.no_grad():
-            ref_hidden = padded_hidden(self.reference, input_ids, is_token)[:, :-1][is_action]
+            ref_hidden = padded_hidden(self.reference, *states)[is_action]
         scored = score_tokens(
             hidden,
             self.policy.get_output_embeddings(),

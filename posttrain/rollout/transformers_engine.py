@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -37,11 +38,22 @@ class _Request:
     n_new: int  # token budget: max_new_tokens, or fewer where the model's positions run out
 
 
+class ReadRows(Protocol):
+    """R rows that a network reads on; CachedRows are of one network alone."""
+
+    @property
+    def logits(self) -> Tensor: ...
+
+    def select(self, rows: Tensor) -> None: ...
+
+    def append(self, token_ids: Tensor) -> None: ...
+
+
 @dataclass(slots=True)
 class _Running:
     """The rows that are still in the batch, R of them."""
 
-    read: CachedRows
+    read: ReadRows
     row: Tensor  # [R] int64, which of the batch's requests each is
     is_live: Tensor  # [R] bool, False: finished, and waits to be dropped
 
@@ -185,7 +197,7 @@ class TransformersEngine:
         """Each prompt of the batch once, then a copy of its cache for each of its samples."""
         distinct = list(dict.fromkeys(request.prompt for request in batch))
         place = {prompt: i for i, prompt in enumerate(distinct)}
-        read = read_from(self.prefix_cache, self.model, [prompts[prompt] for prompt in distinct])
+        read = self._read([prompts[prompt] for prompt in distinct])
         if len(batch) != len(distinct):
             read.select(torch.tensor([place[request.prompt] for request in batch], device=self.device))
         return _Running(
@@ -193,6 +205,9 @@ class TransformersEngine:
             row=torch.arange(len(batch), device=self.device),
             is_live=torch.ones(len(batch), dtype=torch.bool, device=self.device),
         )
+
+    def _read(self, prompts: Sequence[Sequence[int]]) -> ReadRows:
+        return read_from(self.prefix_cache, self.model, prompts)
 
     def _end_rows(
         self, running: _Running, output: _Output, token_ids: Tensor, step: int, stop: StopStrings | None
@@ -215,6 +230,7 @@ class TransformersEngine:
         """Give the prefix cache what the finished rows have read: all but their last tokens."""
         if self.prefix_cache is None:
             return
+        assert isinstance(running.read, CachedRows)
         places = (~running.is_live).nonzero().squeeze(-1)
         sampled = {
             row: output.token_ids[row, : output.n_new[row] - 1].tolist() for row in running.row[places].tolist()

@@ -105,7 +105,13 @@ class OnlineConfig(RunConfig, TrainingArguments):
             "group": "objective",
         },
     )
-    alpha: float = field(metadata={"help": "Weight of the KL.", "group": "objective"})
+    alpha: float = field(
+        metadata={
+            "help": "Weight of the KL, a mean over the tokens of a sample. grpo's gain is such a mean too; reinforce "
+            "sums over tokens, so that the same balance needs an alpha times their number.",
+            "group": "objective",
+        }
+    )
     clip_low: float = field(
         default=0.2, metadata={"help": "grpo: no gain from a ratio below 1 - clip_low.", "group": "objective"}
     )

@@ -49,6 +49,7 @@ def build_visual_trainer(
     """The trainer of one run; `pictures` draws on the config's device, `tokenizer` is the policy's."""
     require_codes(pictures, visual_ids(tokenizer), config.model)
     train, _ = split_prompts(pictures.world, held_out_share=config.held_out_share, seed=config.split_seed)
+    train = tuple(prompt for prompt in train if prompt.family in config.families)
     dtype = getattr(torch, config.dtype)
     return OnlineTrainer(
         PolicyAndReference(

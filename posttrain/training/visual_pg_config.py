@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from posttrain.training.online_config import OnlineConfig
+from posttrain.vision.prompts import Family
 
 
 class ImageReward(StrEnum):
@@ -28,6 +29,14 @@ class VisualPgConfig(OnlineConfig):
         default=ImageReward.STRICT,
         metadata={"help": "strict: all checks passed, 0 or 1; mean: the share of them.", "group": "objective"},
     )
+    families: list[Family] = field(
+        default_factory=lambda: list(Family),
+        metadata={
+            "help": "Families of prompts to sample from, each as often as the others. One that is solved teaches "
+            "nothing any more, and takes its share of the samples.",
+            "group": "prompts",
+        },
+    )
     held_out_share: float = field(
         default=0.2,
         metadata={"help": "Share of the combinations that no run trains on.", "group": "prompts"},
@@ -37,3 +46,6 @@ class VisualPgConfig(OnlineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.reward = ImageReward(self.reward)
+        self.families = [Family(family) for family in self.families]
+        if not self.families:
+            raise ValueError(f"families is empty, needs at least one of {', '.join(Family)}")

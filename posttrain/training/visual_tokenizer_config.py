@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from posttrain.vision.image_metrics import WINDOW_PX
 from posttrain.vision.token_schedule import (
     FIFTHS,
     TokenSchedule,
@@ -88,6 +89,11 @@ class VisualTokenizerConfig:
     n_threads: int = _option("Threads of torch; one is fastest for small networks.", 1, "run")
 
     def __post_init__(self) -> None:
+        if self.world().image_px < WINDOW_PX:
+            raise ValueError(
+                f"n_cells {self.n_cells} of cell_px {self.cell_px}: pictures of {self.world().image_px} px are too small "
+                f"for the evaluation, whose SSIM reads windows of {WINDOW_PX} px"
+            )
         if not 0 <= self.n_continuous_steps < self.n_steps:
             raise ValueError(
                 f"n_continuous_steps {self.n_continuous_steps} of n_steps {self.n_steps}: some steps must quantise"
