@@ -91,8 +91,8 @@ class VisualTokenizerConfig:
     def __post_init__(self) -> None:
         if self.world().image_px < WINDOW_PX:
             raise ValueError(
-                f"n_cells {self.n_cells} of cell_px {self.cell_px}: pictures of {self.world().image_px} px are too small "
-                f"for the evaluation, whose SSIM reads windows of {WINDOW_PX} px"
+                f"n_cells {self.n_cells} of cell_px {self.cell_px}: pictures of {self.world().image_px} px are too "
+                f"small for the evaluation, whose SSIM reads windows of {WINDOW_PX} px"
             )
         if not 0 <= self.n_continuous_steps < self.n_steps:
             raise ValueError(
