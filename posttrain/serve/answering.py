@@ -226,6 +226,7 @@ class _Searching:
             "generated_tokens": tree.n_generated_tokens,
             "value_calls": tree.n_value_calls,
             "value_tokens": self._run.n_value_tokens,
+            "value_tokens_cached": self._run.n_value_tokens_cached,
             "search_steps": self._run.n_rounds,
             "pruned": sum(node.state is NodeState.PRUNED for node in tree.nodes),
         }

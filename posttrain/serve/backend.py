@@ -9,6 +9,7 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.sampling import Sample, SamplingParams, TokenListener
+from posttrain.search.scorer import Scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,14 @@ class Backend(Protocol):
         """
         ...
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """V of each sequence at its last token, in reward units. Raises ValueError without a value model."""
+    async def score(self, sequences: Sequence[Sequence[int]]) -> Scored:
+        """V of each sequence at its last token. Raises ValueError without a value model.
+
+        What is read in one batch for several calls counts for one of them, so that all calls add up to `stats`.
+        """
         ...
 
-    async def score_all(self, sequence: Sequence[int]) -> list[float]:
+    async def score_all(self, sequence: Sequence[int]) -> Scored:
         """V at every token of one sequence."""
         ...
 

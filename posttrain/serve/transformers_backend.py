@@ -23,7 +23,7 @@ from posttrain.rollout.continuous_engine import ContinuousEngine
 from posttrain.rollout.model_thread import ModelThread
 from posttrain.sampling import Sample, SamplingParams, TokenListener
 from posttrain.search.cached_scorer import CachedScorer, SharedTrunkScorer
-from posttrain.search.scorer import ReencodingScorer
+from posttrain.search.scorer import ReencodingScorer, Scored
 from posttrain.serve.backend import BackendStats
 from posttrain.serve.value_queue import CountingScorer, ValueQueue
 
@@ -69,10 +69,10 @@ class TransformersBackend:
         listener = None if on_token is None else self._on_this_loop(on_token)
         return await _answer_of(self._engine.submit(prompt, params, n=n, stream=stream, on_token=listener))
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        return await _answer_of(self._value_queue().score(sequences)) if sequences else []
+    async def score(self, sequences: Sequence[Sequence[int]]) -> Scored:
+        return await _answer_of(self._value_queue().score(sequences)) if sequences else Scored([], 0)
 
-    async def score_all(self, sequence: Sequence[int]) -> list[float]:
+    async def score_all(self, sequence: Sequence[int]) -> Scored:
         return await _answer_of(self._value_queue().score_all(sequence))
 
     def forget(self, sequences: Sequence[Sequence[int]]) -> None:

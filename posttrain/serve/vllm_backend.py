@@ -18,6 +18,7 @@ from posttrain.models.vllm_args import import_vllm
 from posttrain.pretrained import load_tokenizer
 from posttrain.rollout.vllm_engine import policy_engine_args, request_args, sample_of
 from posttrain.sampling import Sample, SamplingParams
+from posttrain.search.scorer import Scored
 from posttrain.search.vllm_scorer import finite_value, require_scorable, value_engine_args
 from posttrain.serve.backend import BackendStats, TokenListener
 
@@ -85,18 +86,18 @@ class VllmBackend:
             )
         return await self._together(self._sample(prompt, params, stream, place, on_token) for place in range(n))
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+    async def score(self, sequences: Sequence[Sequence[int]]) -> Scored:
         """V of each sequence at its last token, its cached blocks not read again; see Backend."""
         pooled = await self._pool(sequences, "classify")
-        return [values[-1] for values in pooled]
+        return Scored([each.values[-1] for each in pooled], sum(each.n_tokens_read for each in pooled))
 
-    async def score_all(self, sequence: Sequence[int]) -> list[float]:
+    async def score_all(self, sequence: Sequence[int]) -> Scored:
         """V at every token, by vLLM's token_classify: the same head at each position of one forward.
 
         It reads the whole sequence, because cached positions leave no hidden state.
         """
-        (values,) = await self._pool([sequence], "token_classify")
-        return values
+        (scored,) = await self._pool([sequence], "token_classify")
+        return scored
 
     def forget(self, sequences: Sequence[Sequence[int]]) -> None:
         """Nothing: vLLM frees the blocks used longest ago when it needs room."""
@@ -163,19 +164,20 @@ class VllmBackend:
             self._n_sampling -= 1
         return sample_of(parts)
 
-    async def _pool(self, sequences: Sequence[Sequence[int]], task: str) -> list[list[float]]:
+    async def _pool(self, sequences: Sequence[Sequence[int]], task: str) -> list[Scored]:
         if self._value is None:
             raise ValueError("this server has no value model: start it with one to search or to read values")
         require_scorable(sequences, self.n_positions)
         return await self._together(self._values(sequence, task) for sequence in sequences)
 
-    async def _values(self, sequence: Sequence[int], task: str) -> list[float]:
+    async def _values(self, sequence: Sequence[int], task: str) -> Scored:
         assert self._value is not None  # _pool looked
         settings = self._vllm.PoolingParams(task=task, use_activation=False)  # V is no probability
         (output,) = [o async for o in self._outputs(self._value, self._value.encode, sequence, settings)]
+        n_read = len(sequence) - output.num_cached_tokens
         self._n_value_tokens_cached += output.num_cached_tokens
-        self._n_value_tokens_read += len(sequence) - output.num_cached_tokens
-        return [finite_value(value) for value in output.outputs.data.flatten().tolist()]
+        self._n_value_tokens_read += n_read
+        return Scored([finite_value(value) for value in output.outputs.data.flatten().tolist()], n_read)
 
     async def _outputs(self, engine: Any, method: Any, token_ids: Sequence[int], settings: Any) -> AsyncIterator[Any]:
         """What one request yields. However the caller leaves, the request has left the engine."""

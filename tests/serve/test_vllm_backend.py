@@ -91,6 +91,7 @@ def test_values_are_those_of_transformers_at_the_last_token_and_at_every_one(res
     found = results["values"]
     assert found["score"] == pytest.approx(found["score_expected"], abs=ATOL)
     assert found["score_all"] == pytest.approx(found["score_all_expected"], abs=ATOL)
+    assert found["n_read_by_score_all"] == 90  # every token again: no hidden state comes with a cached one
 
 
 @real_vllm
@@ -99,6 +100,7 @@ def test_value_engine_reuses_prefixes_of_searches(results):
     # A search scores candidates of 13, 23, ... 63 tokens when no step ends early. The last three rounds reuse a block
     # of 32 tokens: 96 of 228, which is 0.7 times those read. Steps that end early leave fewer whole blocks.
     assert found["n_value_tokens_cached"] > 0.3 * found["n_value_tokens_read"]
+    assert found["n_value_tokens_of_searches"] == found["n_value_tokens_read"]  # what each call was told adds up
 
 
 @real_vllm

@@ -50,29 +50,31 @@ async def sampled(backend: VllmBackend) -> dict[str, Any]:
     return {"samples": [[asdict(sample) for sample in row] for row in rows], "arrived": arrived}
 
 
-async def search(backend: VllmBackend, number: int) -> list[int]:
-    """N_ROUNDS times the best by value of three continuations, as a beam of width 1 goes."""
-    ids = [5 + number, 9, 30]
+async def search(backend: VllmBackend, number: int) -> tuple[list[int], int]:
+    """N_ROUNDS times the best by value of three continuations, as a beam of width 1; and the value tokens read."""
+    ids, n_read = [5 + number, 9, 30], 0
     for step in range(N_ROUNDS):
         samples = await backend.sample(ids, replace(STEP, seed=step), n=3, stream=number)
         candidates = [ids + list(sample.token_ids) for sample in samples]
-        values = await backend.score(candidates)
-        ids = candidates[values.index(max(values))]
-    return ids
+        scored = await backend.score(candidates)
+        n_read += scored.n_tokens_read
+        ids = candidates[scored.values.index(max(scored.values))]
+    return ids, n_read
 
 
 async def searches(backend: VllmBackend) -> dict[str, Any]:
     n_steps = [backend.policy_counts.n_steps]
-    alone = await search(backend, 0)
+    alone, n_read_alone = await search(backend, 0)
     n_steps.append(backend.policy_counts.n_steps)
     together = await asyncio.gather(*(search(backend, number) for number in range(N_SEARCHES)))
     n_steps.append(backend.policy_counts.n_steps)
     stats = backend.stats()
     return {
         "alone": alone,
-        "together": together,
+        "together": [ids for ids, _ in together],
         "n_steps_alone": n_steps[1] - n_steps[0],
         "n_steps_together": n_steps[2] - n_steps[1],
+        "n_value_tokens_of_searches": n_read_alone + sum(n_read for _, n_read in together),
         "n_value_tokens_read": stats.n_value_tokens_read,
         "n_value_tokens_cached": stats.n_value_tokens_cached,
     }
@@ -125,12 +127,14 @@ async def values(backend: VllmBackend, path: str) -> dict[str, Any]:
     ids = [3 + (i * 7) % 30 for i in range(90)]
     sequences = [ids[:n] for n in (1, 40, 89, 90)]
     with torch.no_grad():
-        everywhere = values_at_every_position(model, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))
+        expected = values_at_every_position(model, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))
+    everywhere = await backend.score_all(ids)
     return {
-        "score": await backend.score(sequences),
+        "score": (await backend.score(sequences)).values,
         "score_expected": ReencodingScorer(model, batch_size=4).score(sequences),
-        "score_all": await backend.score_all(ids),
-        "score_all_expected": everywhere[0].tolist(),
+        "score_all": everywhere.values,
+        "n_read_by_score_all": everywhere.n_tokens_read,
+        "score_all_expected": expected[0].tolist(),
     }
 
 
