@@ -183,7 +183,7 @@ class PrefixCache:
                 )
 
     def _read(self, rows: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
-        """Slots of each row, with all keys and values and the last hidden state, and the number of tokens read for it."""
+        """Slots of each row, with all keys and values and the last hidden state; and how many tokens each took."""
         chains: list[Chain] = []
         n_tokens_read: list[int] = []
         to_read: set[int] = set()

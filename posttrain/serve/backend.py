@@ -42,8 +42,9 @@ class Backend(Protocol):
         n: int,
         stream: int,
         on_token: TokenListener | None = None,
+        n_top: int = 0,
     ) -> list[Sample]:
-        """n continuations, drawn as SamplingEngine.sample draws them.
+        """n continuations, drawn as SamplingEngine.sample draws them, with the `n_top` likeliest tokens at each place.
 
         `on_token` is called on the event loop. Cancelling the task that waits frees the rows before their next token.
         Raises ValueError for a prompt that is empty or leaves no position free.

@@ -65,9 +65,12 @@ class TransformersBackend:
         n: int,
         stream: int,
         on_token: TokenListener | None = None,
+        n_top: int = 0,
     ) -> list[Sample]:
         listener = None if on_token is None else self._on_this_loop(on_token)
-        return await _answer_of(self._engine.submit(prompt, params, n=n, stream=stream, on_token=listener))
+        return await _answer_of(
+            self._engine.submit(prompt, params, n=n, stream=stream, on_token=listener, n_top=n_top)
+        )
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> Scored:
         return await _answer_of(self._value_queue().score(sequences)) if sequences else Scored([], 0)
@@ -107,7 +110,7 @@ class TransformersBackend:
         if self._mail is None or self._mail.loop is not loop:
             self._mail = _LoopMail(loop)
         mail = self._mail
-        return lambda place, token_id, logp: mail.post(listener, place, token_id, logp)
+        return lambda place, token_id, logp, top: mail.post(listener, place, token_id, logp, top)
 
 
 class _LoopMail:

@@ -81,6 +81,32 @@ def test_logprobs_are_those_of_the_tokens_of_the_answer(client: Any) -> None:
     assert all(entry.logprob < 0 for entry in tokens)
 
 
+def test_top_logprobs_are_of_the_likeliest_tokens_at_each_place_and_are_streamed_too(client: Any) -> None:
+    asked = {"logprobs": True, "top_logprobs": 3, "max_tokens": 12, "top_p": 0.9}
+    content = ask(client, **asked).choices[0].logprobs.content
+    for entry in content:
+        top = [one.logprob for one in entry.top_logprobs]
+        assert len(top) == 3 and top == sorted(top, reverse=True)
+        assert entry.logprob in top or entry.logprob < top[-1]
+    chunks = [chunk.choices[0].logprobs for chunk in ask(client, stream=True, **asked)]
+    assert [entry for logprobs in chunks if logprobs for entry in logprobs.content] == content
+    greedy = ask(client, **asked, temperature=0).choices[0].logprobs.content
+    assert all(
+        entry.top_logprobs[0].logprob == entry.logprob and entry.top_logprobs[0].bytes == entry.bytes
+        for entry in greedy
+    )
+    assert all(entry.top_logprobs == [] for entry in ask(client, logprobs=True).choices[0].logprobs.content)
+
+
+def test_text_completions_tell_the_likeliest_tokens_and_the_chosen_one_by_their_texts(client: Any) -> None:
+    asked = {"model": "tiny-policy", "prompt": "1+", "max_tokens": 9, "seed": 5}
+    logprobs = client.completions.create(**asked, logprobs=2).choices[0].logprobs
+    for token, logp, top in zip(logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True):
+        assert top[token] == logp
+        assert len(top) == (2 if logp >= sorted(top.values())[-2] else 3)
+    assert client.completions.create(**asked, logprobs=0).choices[0].logprobs.top_logprobs is None
+
+
 def test_text_completions_take_several_prompts_and_token_ids(client: Any) -> None:
     def complete(prompt: Any) -> list[str]:
         reply = client.completions.create(model="tiny-policy", prompt=prompt, temperature=0, max_tokens=9)

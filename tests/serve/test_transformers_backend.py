@@ -16,7 +16,7 @@ from posttrain.models.value import load_value_model
 from posttrain.pretrained import load_tokenizer
 from posttrain.rollout.continuous_engine import ContinuousEngine
 from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.sampling import SamplingParams
+from posttrain.sampling import SamplingParams, TopTokens
 from posttrain.search.cached_scorer import CachedScorer
 from posttrain.search.scorer import ReencodingScorer, Scored
 from posttrain.serve.transformers_backend import TransformersBackend, load_transformers_backend
@@ -162,23 +162,23 @@ def test_ten_searches_on_the_model_thread_find_what_each_finds_alone(folders, ba
 
 
 def test_samples_are_those_of_the_engine_and_listeners_hear_them_on_the_event_loop(folders, backend):
-    heard: list[tuple[int, int, float]] = []
+    heard: list[tuple[int, int, float, TopTokens]] = []
     threads: set[threading.Thread] = set()
 
-    def listen(place: int, token_id: int, logp: float) -> None:
-        heard.append((place, token_id, logp))
+    def listen(place: int, token_id: int, logp: float, top: TopTokens) -> None:
+        heard.append((place, token_id, logp, top))
         threads.add(threading.current_thread())
 
     async def go():
-        samples = await backend.sample([4, 9], STEP, n=3, stream=8, on_token=listen)
+        samples = await backend.sample([4, 9], STEP, n=3, stream=8, on_token=listen, n_top=2)
         assert len(heard) == sum(len(sample.token_ids) for sample in samples)  # all of it before the answer
         return samples
 
     samples = asyncio.run(go())
     assert threads == {threading.current_thread()}
     for place, sample in enumerate(samples):
-        assert [(t, logp) for i, t, logp in heard if i == place] == list(
-            zip(sample.token_ids, sample.logp, strict=True)
+        assert [(*token,) for i, *token in heard if i == place] == list(
+            zip(sample.token_ids, sample.logp, sample.top, strict=True)
         )
     policy = load_policy(folders[0], dtype=torch.float32)
     engine = TransformersEngine(policy, backend.tokenizer, batch_size=3, device="cpu")

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from posttrain.models.policy import load_policy
 from posttrain.models.value import load_value_model, values_at_every_position
 from posttrain.rollout.vllm_engine import VllmEngine
-from posttrain.sampling import SamplingParams
+from posttrain.sampling import SamplingParams, TopTokens
 from posttrain.search.scorer import ReencodingScorer
 from posttrain.serve.vllm_backend import VllmBackend, VllmNetwork
 from tests.vllm_networks import N_POSITIONS
@@ -28,6 +29,7 @@ SAMPLED = SamplingParams(max_new_tokens=24, temperature=1.0, seed=3, stop=("4", 
 STEP = SamplingParams(max_new_tokens=10, temperature=1.0, seed=8)
 LONG = SamplingParams(max_new_tokens=200, temperature=1.0, seed=1)
 N_SEARCHES = 10
+N_TOP = 4
 N_ROUNDS = 6
 
 
@@ -39,7 +41,7 @@ def by_vllm_engine(policy: str) -> list[list[dict[str, Any]]]:
 
 async def sampled(backend: VllmBackend) -> dict[str, Any]:
     """The same samples by the backend, all prompts at once, with every token as it arrived."""
-    arrived: list[list[tuple[int, int, float]]] = [[] for _ in PROMPTS]
+    arrived: list[list[tuple[int, int, float, TopTokens]]] = [[] for _ in PROMPTS]
 
     def one(i: int) -> Coroutine[Any, Any, Any]:
         return backend.sample(
@@ -47,7 +49,16 @@ async def sampled(backend: VllmBackend) -> dict[str, Any]:
         )
 
     rows = await asyncio.gather(*map(one, range(len(PROMPTS))))
-    return {"samples": [[asdict(sample) for sample in row] for row in rows], "arrived": arrived}
+    told: list[TopTokens] = []
+    cold = replace(SAMPLED, temperature=0.5, top_p=0.5)
+    (whole,) = await backend.sample(PROMPTS[0], cold, n=1, stream=0, n_top=N_TOP)
+    await backend.sample(PROMPTS[0], cold, n=1, stream=0, n_top=N_TOP, on_token=lambda *token: told.append(token[3]))
+    return {
+        "samples": [[asdict(sample) for sample in row] for row in rows],
+        "arrived": arrived,
+        "with_top": asdict(whole),
+        "told": told,
+    }
 
 
 async def search(backend: VllmBackend, number: int) -> tuple[list[int], int]:
@@ -138,6 +149,15 @@ async def values(backend: VllmBackend, path: str) -> dict[str, Any]:
     }
 
 
+def likeliest(policy: str, prompt: list[int], token_ids: list[int]) -> list[list[tuple[int, float]]]:
+    """The N_TOP likeliest tokens at the place of each token, by transformers."""
+    model = load_policy(policy, dtype=torch.float32)
+    with torch.no_grad():
+        logp = model(torch.tensor([[*prompt, *token_ids]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    top = logp.topk(N_TOP)
+    return [list(zip(*at, strict=True)) for at in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+
+
 async def run(backend: VllmBackend, value: str) -> dict[str, Any]:
     results = {
         "names": [backend.policy_name, backend.value_name],
@@ -166,6 +186,7 @@ def main(output: str, policy: str, value: str) -> None:
         max_model_len=N_POSITIONS,
     )
     results = asyncio.run(run(backend, value))
+    results["likeliest"] = likeliest(policy, PROMPTS[0], results["sampled"]["with_top"]["token_ids"])
     Path(output).write_text(json.dumps({**results, "by_vllm_engine": expected}))
 
 
