@@ -120,7 +120,13 @@ class ValueUsage(BaseModel):
 class ValueReply(BaseModel):
     object: Literal["list"]
     model: str
-    unit: str
+    unit: Literal["reward"]
+    reward_map: tuple[float, float] | None = Field(
+        description="(scale, shift): V is of scale · reward + shift of the training data's rows; null: not known"
+    )
+    beta: float | None = Field(
+        description="temperature of the soft Bellman equation that V was trained on; null: not known"
+    )
     data: list[ValueRow]
     usage: ValueUsage
 

@@ -60,7 +60,8 @@ def value_routes(service: Service) -> APIRouter:
             "value_tokens": n_tokens,
             "value_tokens_cached": n_tokens - n_read,
         }
-        return JsonReply({"object": "list", "model": name, "unit": UNIT, "data": rows, "usage": usage})
+        units = {"unit": UNIT, "reward_map": service.units.reward_map, "beta": service.units.beta}
+        return JsonReply({"object": "list", "model": name, **units, "data": rows, "usage": usage})
 
     return routes
 
