@@ -11,7 +11,9 @@ from posttrain.schema import FinishReason
 
 MIN_TEMPERATURE = 0.001  # above greedy; logits over less are no numbers any more
 
-TokenListener = Callable[[int, int, float], None]  # (place among the n, token id, log π), as soon as it is sampled
+TopTokens = tuple[tuple[int, float], ...]  # (token id, log π) of the likeliest tokens at one place, likeliest first
+# (place among the n, token id, log π, the likeliest tokens there if they were asked for), as soon as it is sampled
+TokenListener = Callable[[int, int, float, TopTokens], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Sample:
     logp: tuple[float, ...]  # log π(a|s) at temperature 1 over the whole vocabulary, nats, one per token
     finish_reason: FinishReason
     stop_string: str | None  # the delimiter that ended it; None when EOS or the length did
+    top: tuple[TopTokens, ...] = ()  # at each token's place; empty where nobody asked for them
 
 
 class SamplingEngine(Protocol):

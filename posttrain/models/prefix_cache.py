@@ -24,6 +24,14 @@ Layers = list[tuple[Tensor, Tensor]]  # keys and values
 
 
 @dataclass(frozen=True, slots=True)
+class HiddenRead:
+    """Final hidden states, and what it took to know them."""
+
+    hidden: Tensor  # [R, D] of the last token of each row, or of every token of one
+    n_tokens_read: list[int]  # of each row; a token that several of them begin with counts for one
+
+
+@dataclass(frozen=True, slots=True)
 class RowsRead:
     """R rows that were read to their ends, padded on the left to L columns."""
 
@@ -57,7 +65,6 @@ class PrefixCache:
         self.trunk = trunk
         self.max_tokens = max_tokens
         self.n_tokens_read = 0
-        self._n_tokens_asked = 0
         self._trie = TokenTrie(max_tokens)
         self._has_hidden = np.zeros(max_tokens + 1, bool)  # by slot
         self._pools, self._hidden = _allocate(trunk, max_tokens + 1)
@@ -67,34 +74,35 @@ class PrefixCache:
         """Tokens stored now."""
         return self._trie.n_tokens
 
-    @property
-    def n_tokens_reused(self) -> int:
-        """Of all rows asked for, the tokens that did not have to be read for them."""
-        return self._n_tokens_asked - self.n_tokens_read
-
     @torch.no_grad()
-    def last_hidden(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """[R, D] final hidden states at the last token of each row.
+    def last_hidden(self, rows: Sequence[Sequence[int]]) -> HiddenRead:
+        """Final hidden states at the last token of each of R rows.
 
         Raises ValueError for an empty row, or one of more than max_tokens.
         """
         hidden = self._hidden.new_empty(len(rows), self._hidden.shape[-1])
+        n_tokens_read = [0] * len(rows)
         for lot in self._lots(rows):
-            hidden[lot] = self._hidden[[path[-1] for path in self._read([rows[i] for i in lot])]]
-        return hidden
+            paths, n_read = self._read([rows[i] for i in lot])
+            hidden[lot] = self._hidden[[path[-1] for path in paths]]
+            for i, n in zip(lot, n_read, strict=True):
+                n_tokens_read[i] = n
+        return HiddenRead(hidden, n_tokens_read)
 
     @torch.no_grad()
-    def every_hidden(self, row: Sequence[int]) -> Tensor:
-        """[n, D] final hidden states at all n tokens of one row. Raises what `last_hidden` raises."""
+    def every_hidden(self, row: Sequence[int]) -> HiddenRead:
+        """Final hidden states at every token of one row. Raises what `last_hidden` raises."""
         self._require_room([row])
         self._trie.begin()
         path = self._trie.find(row)
         unknown = np.flatnonzero(~self._has_hidden[path])
+        n_again = 0
         if len(unknown):
             first = int(unknown[0])
             self._run([Chain(path[:first], path[first:], list(row[first : len(path)]))])
-        (path,) = self._read([row])
-        return self._hidden[path]
+            n_again = len(path) - first
+        (path,), (n_read,) = self._read([row])
+        return HiddenRead(self._hidden[path], [n_again + n_read])
 
     @torch.no_grad()
     def read(self, rows: Sequence[Sequence[int]]) -> RowsRead:
@@ -107,7 +115,7 @@ class PrefixCache:
             for pools in self._pools
         ]
         for lot in self._lots(rows):
-            paths = self._read([rows[i] for i in lot])
+            paths, _ = self._read([rows[i] for i in lot])
             hidden[lot] = self._hidden[[path[-1] for path in paths]]
             slots = self._on_device([[ROOT] * (n_columns - len(path)) + path for path in paths])
             for pools, tensors in zip(self._pools, layers, strict=True):
@@ -174,9 +182,10 @@ class PrefixCache:
                     f"row {i} has {len(row)} tokens and the cache room for {self.max_tokens}: raise max_tokens"
                 )
 
-    def _read(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Slots of each row, with the keys and values of all its tokens and the hidden state of the last."""
+    def _read(self, rows: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
+        """Slots of each row, with all keys and values and the last hidden state; and how many tokens each took."""
         chains: list[Chain] = []
+        n_tokens_read: list[int] = []
         to_read: set[int] = set()
         with self._undone_if_it_fails() as paths:
             for row in rows:
@@ -187,14 +196,14 @@ class PrefixCache:
                 paths.append(path)
                 if n_known == len(row) and not self._has_hidden[path[-1]] and path[-1] not in to_read:
                     n_known -= 1
+                n_tokens_read.append(len(row) - n_known)
                 if n_known < len(row):
                     chains.append(Chain(path[:n_known], path[n_known:], list(row[n_known:])))
                     to_read.update(path[n_known:])
             self._run(chains)
         for path in paths:
             self._trie.hold(path[-1])
-        self._n_tokens_asked += sum(map(len, rows))
-        return paths
+        return paths, n_tokens_read
 
     @contextmanager
     def _undone_if_it_fails(self) -> Iterator[list[list[int]]]:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from posttrain.sampling import SamplingParams
+from posttrain.sampling import SamplingParams, TopTokens
 
 
 def uniform_stream(seed: int, stream: int, sample: int, n_steps: int) -> NDArray[np.float64]:
@@ -54,6 +54,14 @@ def _invert(cumulative: Tensor, uniform: Tensor) -> Tensor:
     # u < 1, but u * whole may round up to `whole`, which nothing exceeds.
     target = torch.minimum(uniform[:, None] * whole, torch.nextafter(whole, torch.zeros_like(whole)))
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+
+
+def top_of(logits: Tensor, n: int) -> list[TopTokens]:
+    """The n likeliest tokens of each row of logits [B, V] with their log π as of `logp_of`; all V if n is more."""
+    logits = logits.float()
+    largest, token_ids = logits.topk(min(n, logits.shape[-1]), dim=-1)
+    logp = largest - logits.logsumexp(-1, keepdim=True)
+    return [tuple(zip(*row, strict=True)) for row in zip(token_ids.tolist(), logp.tolist(), strict=True)]
 
 
 def logp_of(logits: Tensor, token_ids: Tensor) -> Tensor:

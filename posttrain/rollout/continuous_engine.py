@@ -89,8 +89,11 @@ class ContinuousEngine:
         n: int,
         stream: int,
         on_token: TokenListener | None = None,
+        n_top: int = 0,
     ) -> Future[list[Sample]]:
         """n continuations of the prompt, drawn as SamplingEngine.sample draws them.
+
+        Samples and listener are told of the `n_top` likeliest tokens at the place of each token; 0 costs nothing.
 
         The future stays pending until it is done, so `cancel()` always works; its rows are dropped before their next
         token. `on_token` is called on the model thread and must be quick; an error in it fails this request.
@@ -103,10 +106,12 @@ class ContinuousEngine:
             raise ValueError(f"the prompt has ids from {min(prompt)} to {max(prompt)}, the model knows 0 to {last_id}")
         if n < 1:
             raise ValueError(f"n is {n}, needs at least 1")
+        if n_top < 0:
+            raise ValueError(f"n_top is {n_top}, needs 0 (none) or more")
         if not 0 <= stream < 2**64:
             raise ValueError(f"stream is {stream}, needs an unsigned 64-bit number")
         stop = self._stop.of(params.stop)
-        request = Request(tuple(prompt), params, stream, n_new, stop, on_token, samples=[None] * n)
+        request = Request(tuple(prompt), params, stream, n_new, stop, on_token, n_top, samples=[None] * n)
         self._inbox.put(request)
         return request.future
 
@@ -180,11 +185,11 @@ class ContinuousEngine:
     def _sample(self) -> None:
         sampled = self._running.sample()
         self._n_generated_tokens += len(sampled)
-        for row, token_id, logp in sampled:
+        for row, token_id, logp, top in sampled:
             if row.request.is_over:
                 continue
             try:
-                row.take(token_id, logp, self.eos_ids)
+                row.take(token_id, logp, top, self.eos_ids)
             except Exception as error:
                 refuse(row.request.future, error)
         ended = {row for row, *_ in sampled if row.has_ended}

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from posttrain.models.cached_rows import CachedRows
 from posttrain.models.prefix_cache import PrefixCache
-from posttrain.rollout.choose import choose_tokens, logp_of
+from posttrain.rollout.choose import choose_tokens, logp_of, top_of
 from posttrain.rollout.model_thread import answer, open_future
 from posttrain.rollout.stop_strings import StopStrings
 from posttrain.rollout.transformers_engine import is_worth_compacting
-from posttrain.sampling import Sample, SamplingParams, TokenListener
+from posttrain.sampling import Sample, SamplingParams, TokenListener, TopTokens
 from posttrain.schema import FinishReason
 
 
@@ -32,6 +32,7 @@ class Request:
     n_new: int  # token budget of each
     stop: StopStrings | None
     on_token: TokenListener | None
+    n_top: int  # likeliest tokens to tell of at every place
     samples: list[Sample | None]  # the n, as they end
     n_admitted: int = 0  # that have, or had, a row
     is_over: bool = False
@@ -58,18 +59,21 @@ class Row:
     uniform: NDArray[np.float64]  # [n_new] the random number of each of its tokens
     token_ids: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
+    top: list[TopTokens] = field(default_factory=list)  # of each token's place, if the request asks for it
     has_ended: bool = False  # it may stay in the batch for a while
 
     def next_uniform(self) -> float:
         return 0.0 if self.has_ended else self.uniform[len(self.token_ids)]
 
-    def take(self, token_id: int, logp: float, eos_ids: Collection[int]) -> None:
+    def take(self, token_id: int, logp: float, top: TopTokens, eos_ids: Collection[int]) -> None:
         """Add a token, tell the listener, and end by EOS, by a stop string that it completes, or by the budget."""
         request = self.request
         self.token_ids.append(token_id)
         self.logp.append(logp)
+        if request.n_top:
+            self.top.append(top)
         if request.on_token is not None:
-            request.on_token(self.place, token_id, logp)
+            request.on_token(self.place, token_id, logp, top)
         is_stopped, stop_string = token_id in eos_ids, None
         if not is_stopped and request.stop is not None and request.stop.may_end[token_id]:
             stop_string = request.stop.ending(self.token_ids)
@@ -80,7 +84,7 @@ class Row:
     def _end(self, reason: FinishReason, stop_string: str | None) -> None:
         self.has_ended = True
         samples = self.request.samples
-        samples[self.place] = Sample(tuple(self.token_ids), tuple(self.logp), reason, stop_string)
+        samples[self.place] = Sample(tuple(self.token_ids), tuple(self.logp), reason, stop_string, tuple(self.top))
         done = [sample for sample in samples if sample is not None]
         if len(done) == len(samples):
             answer(self.request.future, done)
@@ -134,13 +138,17 @@ class RunningRows:
     def clear(self) -> None:
         self.rows, self._read = [], None
 
-    def sample(self) -> list[tuple[Row, int, float]]:
-        """The next token of every row that has not ended, with its log π. At least one row is needed."""
+    def sample(self) -> list[tuple[Row, int, float, TopTokens]]:
+        """The next token of every row that has not ended, with its log π and the likeliest tokens there if asked for.
+
+        At least one row is needed.
+        """
         assert self._read is not None
         logits = self._read.logits
         self._unread = self._choose(logits)
-        chosen = zip(self.rows, self._unread.tolist(), logp_of(logits, self._unread).tolist(), strict=True)
-        return [(row, token_id, logp) for row, token_id, logp in chosen if not row.has_ended]
+        logp, top = logp_of(logits, self._unread).tolist(), self._top(logits)
+        chosen = zip(self.rows, self._unread.tolist(), logp, top, strict=True)
+        return [found for found in chosen if not found[0].has_ended]
 
     def store(self, ended: Collection[Row], prefix_cache: PrefixCache) -> None:
         """Leave what these rows have read, all but their last tokens, for whoever goes on from there."""
@@ -148,6 +156,16 @@ class RunningRows:
         places = [i for i, row in enumerate(self.rows) if row in ended]
         tokens = [(*self.rows[i].request.prompt, *self.rows[i].token_ids[:-1]) for i in places]
         prefix_cache.store(tokens, self._read, places)
+
+    def _top(self, logits: Tensor) -> list[TopTokens]:
+        """For each row as many as it asks for."""
+        top: list[TopTokens] = [()] * len(self.rows)
+        asked = [i for i, row in enumerate(self.rows) if row.request.n_top and not row.has_ended]
+        if asked:
+            most = max(self.rows[i].request.n_top for i in asked)
+            for i, found in zip(asked, top_of(logits[asked], most), strict=True):
+                top[i] = found[: self.rows[i].request.n_top]
+        return top
 
     def _choose(self, logits: Tensor) -> Tensor:
         """[R] int64; rows that are sampled by one rule are chosen together."""

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from posttrain.models.prefix_cache import PrefixCache
 from posttrain.models.roles import first_difference
-from posttrain.search.scorer import require_tokens
+from posttrain.search.scorer import Scored, by_group, require_tokens
 
 
 class _PrefixScorer:
@@ -25,37 +25,45 @@ class _PrefixScorer:
         self.n_tokens_cached = 0  # tokens of scored sequences that did not have to be read for them
         self._head = head
 
-    @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """V of each whole sequence, read at its last token, in reward units."""
-        require_tokens(sequences)
-        alike = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))  # what begins alike is read together
-        values = [0.0] * len(sequences)
-        n_before = self.prefix_cache.n_tokens_read
-        for start in range(0, len(alike), self.batch_size):
-            chunk = alike[start : start + self.batch_size]
-            hidden = self.prefix_cache.last_hidden([sequences[i] for i in chunk])
-            for i, value in zip(chunk, self._head(hidden).squeeze(-1).tolist(), strict=True):
-                values[i] = value
-        self._count(sequences, n_before)
-        return values
+        (scored,) = self.score_groups([sequences])
+        return scored.values
 
     @torch.no_grad()
-    def score_all(self, sequence: Sequence[int]) -> list[float]:
-        """V at every token of one sequence, in reward units; nothing is read that was scored before."""
+    def score_groups(self, groups: Sequence[Sequence[Sequence[int]]]) -> list[Scored]:
+        """`score` of all groups' sequences together, each group with its share of the tokens read.
+
+        A token that several of them begin with is read once, and counts for one of them.
+        """
+        sequences = [sequence for group in groups for sequence in group]
+        require_tokens(sequences)
+        alike = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))  # what begins alike is read together
+        values, n_tokens_read = [0.0] * len(sequences), [0] * len(sequences)
+        for start in range(0, len(alike), self.batch_size):
+            chunk = alike[start : start + self.batch_size]
+            read = self.prefix_cache.last_hidden([sequences[i] for i in chunk])
+            of_chunk = self._head(read.hidden).squeeze(-1).tolist()
+            for i, value, n_read in zip(chunk, of_chunk, read.n_tokens_read, strict=True):
+                values[i], n_tokens_read[i] = value, n_read
+        self._count(sequences, sum(n_tokens_read))
+        return by_group(groups, values, n_tokens_read)
+
+    @torch.no_grad()
+    def score_all(self, sequence: Sequence[int]) -> Scored:
+        """V at every token of one sequence; nothing is read that was scored before."""
         require_tokens([sequence])
-        n_before = self.prefix_cache.n_tokens_read
-        values = self._head(self.prefix_cache.every_hidden(sequence)).squeeze(-1).tolist()
-        self._count([sequence], n_before)
-        return values
+        read = self.prefix_cache.every_hidden(sequence)
+        (n_read,) = read.n_tokens_read
+        self._count([sequence], n_read)
+        return Scored(self._head(read.hidden).squeeze(-1).tolist(), n_read)
 
     def forget(self, sequences: Sequence[Sequence[int]]) -> None:
         """Nothing will go on from these: free what they do not share with other scored sequences."""
         for sequence in sequences:
             self.prefix_cache.forget(sequence)
 
-    def _count(self, sequences: Sequence[Sequence[int]], n_before: int) -> None:
-        n_read = self.prefix_cache.n_tokens_read - n_before
+    def _count(self, sequences: Sequence[Sequence[int]], n_read: int) -> None:
         self.n_tokens_read += n_read
         self.n_tokens_cached += sum(map(len, sequences)) - n_read
 

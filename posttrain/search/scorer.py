@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -19,6 +21,14 @@ class ValueScorer(Protocol):
     def forget(self, sequences: Sequence[Sequence[int]]) -> None:
         """A hint that nothing will go on from these: what is kept for them alone may be freed."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Values, and what it took to know them."""
+
+    values: list[float]  # V of each of some sequences, or at every token of one; reward units
+    n_tokens_read: int  # of the sequences' tokens; the others did not have to be read
 
 
 class ReencodingScorer:
@@ -50,16 +60,30 @@ class ReencodingScorer:
                 values[i] = v
         return values
 
+    def score_groups(self, groups: Sequence[Sequence[Sequence[int]]]) -> list[Scored]:
+        """`score` of all groups' sequences together, each group with its share of the tokens read."""
+        sequences = [sequence for group in groups for sequence in group]
+        return by_group(groups, self.score(sequences), [len(sequence) for sequence in sequences])
+
     @torch.no_grad()
-    def score_all(self, sequence: Sequence[int]) -> list[float]:
-        """V at every token of one sequence, in reward units."""
+    def score_all(self, sequence: Sequence[int]) -> Scored:
+        """V at every token of one sequence."""
         require_tokens([sequence])
         input_ids = torch.tensor([list(sequence)], device=self.value_model.score.weight.device)
         self.n_tokens_read += len(sequence)
-        return values_at_every_position(self.value_model, input_ids, torch.ones_like(input_ids).bool())[0].tolist()
+        values = values_at_every_position(self.value_model, input_ids, torch.ones_like(input_ids).bool())
+        return Scored(values[0].tolist(), len(sequence))
 
     def forget(self, sequences: Sequence[Sequence[int]]) -> None:
         """Nothing was kept."""
+
+
+def by_group(
+    groups: Sequence[Sequence[Sequence[int]]], values: Sequence[float], n_tokens_read: Sequence[int]
+) -> list[Scored]:
+    """Values and counts of the sequences of all groups, one after another, as what each group gets."""
+    value, n_read = iter(values), iter(n_tokens_read)
+    return [Scored(list(islice(value, len(group))), sum(islice(n_read, len(group)))) for group in groups]
 
 
 def require_tokens(sequences: Sequence[Sequence[int]]) -> None:

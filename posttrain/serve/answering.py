@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.sampling import Sample
+from posttrain.sampling import Sample, TopTokens
 from posttrain.schema import FinishReason
 from posttrain.search.spec import start
 from posttrain.search.tree import Node, NodeState, SearchTree
@@ -30,6 +30,7 @@ class Delta:
     text: str
     token_ids: tuple[int, ...] = ()
     logp: tuple[float, ...] = ()
+    top: tuple[TopTokens, ...] = ()  # of each token's place
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Choice:
     finish_reason: str
     token_ids: tuple[int, ...]
     logp: tuple[float, ...] = ()
+    top: tuple[TopTokens, ...] = ()  # of each token's place, if asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,8 @@ class _Sampling:
     async def _draw(self, place: int) -> list[Sample]:
         ask, first = self._ask, place * self._ask.n
 
-        def on_token(choice: int, token_id: int, logp: float) -> None:
-            self._heard[first + choice].take(token_id, logp)
+        def on_token(choice: int, token_id: int, logp: float, top: TopTokens) -> None:
+            self._heard[first + choice].take(token_id, logp, top)
 
         return await self._backend.sample(
             ask.prompts[place],
@@ -107,11 +109,12 @@ class _Sampling:
             n=ask.n,
             stream=place,
             on_token=on_token if self._heard else None,
+            n_top=ask.n_top,
         )
 
     def _choice(self, sample: Sample) -> Choice:
         text = completion_text(self._backend.tokenizer, sample.token_ids, sample.stop_string)
-        return Choice(text, sample.finish_reason.value, sample.token_ids, sample.logp)
+        return Choice(text, sample.finish_reason.value, sample.token_ids, sample.logp, sample.top)
 
     def _answered(self, choices: list[Choice]) -> Answer:
         return Answer(choices, usage_of(self._ask.prompts, [choice.token_ids for choice in choices]))
@@ -125,12 +128,12 @@ class _Heard:
         self._choice = choice
         self._text = text
         self._emit = emit
-        self._new: list[tuple[int, float]] = []  # tokens whose text is not out yet
+        self._new: list[tuple[int, float, TopTokens]] = []  # tokens whose text is not out yet
         self._said: list[str] = []
 
-    def take(self, token_id: int, logp: float) -> None:
+    def take(self, token_id: int, logp: float, top: TopTokens) -> None:
         self.token_ids.append(token_id)
-        self._new.append((token_id, logp))
+        self._new.append((token_id, logp, top))
         self._say(self._text.push(token_id))
 
     def end(self, stop_string: str | None) -> None:
@@ -143,10 +146,10 @@ class _Heard:
 
     def _say(self, text: str, *, is_end: bool = False) -> None:
         if text or (is_end and self._new):
-            token_ids, logp = zip(*self._new, strict=True) if self._new else ((), ())
+            token_ids, logp, top = zip(*self._new, strict=True) if self._new else ((), (), ())
             self._new = []
             self._said.append(text)
-            self._emit(Delta(self._choice, text, token_ids, logp))
+            self._emit(Delta(self._choice, text, token_ids, logp, top))
 
 
 class _Searching:
@@ -226,6 +229,7 @@ class _Searching:
             "generated_tokens": tree.n_generated_tokens,
             "value_calls": tree.n_value_calls,
             "value_tokens": self._run.n_value_tokens,
+            "value_tokens_cached": self._run.n_value_tokens_cached,
             "search_steps": self._run.n_rounds,
             "pruned": sum(node.state is NodeState.PRUNED for node in tree.nodes),
         }

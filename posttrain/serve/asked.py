@@ -42,6 +42,7 @@ class Ask:
     is_streamed: bool
     has_usage_chunk: bool
     has_logprobs: bool
+    n_top: int  # likeliest tokens to tell of at each place
 
     @property
     def rows(self) -> int:
@@ -64,14 +65,17 @@ class Desk:
         prompt = await self.prompts.of_chat(body.messages)
         max_tokens = body.max_completion_tokens or body.max_tokens
         room = self.prompts.require_room(prompt, max_tokens, param="messages")
-        return self._ask(body, (prompt,), room, has_logprobs=bool(body.logprobs))
+        if body.top_logprobs and not body.logprobs:
+            raise _refused("top_logprobs", "goes with logprobs: true")
+        return self._ask(body, (prompt,), room, has_logprobs=bool(body.logprobs), n_top=body.top_logprobs or 0)
 
     async def of_completion(self, body: CompletionRequest) -> Ask:
         self.require_model(body.model, self.backend.policy_name)
         prompts = await self.prompts.of_completion(body)
         max_tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
         room = max(self.prompts.require_room(prompt, max_tokens, param="prompt") for prompt in prompts)
-        return self._ask(body, tuple(prompts), room, has_logprobs=body.logprobs is not None)
+        has_logprobs = body.logprobs is not None
+        return self._ask(body, tuple(prompts), room, has_logprobs=has_logprobs, n_top=body.logprobs or 0)
 
     def require_model(self, name: str, served: str | None) -> None:
         if name != served:
@@ -84,7 +88,13 @@ class Desk:
             )
 
     def _ask(
-        self, body: SamplingRequest, prompts: tuple[tuple[int, ...], ...], max_tokens: int, *, has_logprobs: bool
+        self,
+        body: SamplingRequest,
+        prompts: tuple[tuple[int, ...], ...],
+        max_tokens: int,
+        *,
+        has_logprobs: bool,
+        n_top: int,
     ) -> Ask:
         n = body.n or 1
         if n * len(prompts) > self.limits.n:
@@ -113,6 +123,7 @@ class Desk:
             is_streamed=bool(body.stream),
             has_usage_chunk=body.stream_options is not None and body.stream_options.include_usage,
             has_logprobs=has_logprobs,
+            n_top=n_top,
         )
 
     def _search(self, body: SearchRequest, prompt: tuple[int, ...], sampling: SamplingParams) -> SearchAsk:

@@ -9,6 +9,7 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.sampling import Sample, SamplingParams, TokenListener
+from posttrain.search.scorer import Scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +42,23 @@ class Backend(Protocol):
         n: int,
         stream: int,
         on_token: TokenListener | None = None,
+        n_top: int = 0,
     ) -> list[Sample]:
-        """n continuations, drawn as SamplingEngine.sample draws them.
+        """n continuations, drawn as SamplingEngine.sample draws them, with the `n_top` likeliest tokens at each place.
 
         `on_token` is called on the event loop. Cancelling the task that waits frees the rows before their next token.
         Raises ValueError for a prompt that is empty or leaves no position free.
         """
         ...
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """V of each sequence at its last token, in reward units. Raises ValueError without a value model."""
+    async def score(self, sequences: Sequence[Sequence[int]]) -> Scored:
+        """V of each sequence at its last token. Raises ValueError without a value model.
+
+        What is read in one batch for several calls counts for one of them, so that all calls add up to `stats`.
+        """
         ...
 
-    async def score_all(self, sequence: Sequence[int]) -> list[float]:
+    async def score_all(self, sequence: Sequence[int]) -> Scored:
         """V at every token of one sequence."""
         ...
 

@@ -18,6 +18,9 @@ class Usage(BaseModel):
     generated_tokens: int = Field(description="all that were sampled, discarded branches included")
     value_calls: int | None = Field(default=None, description="prefixes scored by a search")
     value_tokens: int | None = Field(default=None, description="tokens of those prefixes")
+    value_tokens_cached: int | None = Field(
+        default=None, description="of these, the tokens that the value model did not have to read for this request"
+    )
     search_steps: int | None = None
     pruned: int | None = None
 
@@ -111,12 +114,19 @@ class ValueUsage(BaseModel):
     prompt_tokens: int
     total_tokens: int
     value_tokens: int
+    value_tokens_cached: int = Field(description="of these, those that did not have to be read for this request")
 
 
 class ValueReply(BaseModel):
     object: Literal["list"]
     model: str
-    unit: str
+    unit: Literal["reward"]
+    reward_map: tuple[float, float] | None = Field(
+        description="(scale, shift): V is of scale · reward + shift of the training data's rows; null: not known"
+    )
+    beta: float | None = Field(
+        description="temperature of the soft Bellman equation that V was trained on; null: not known"
+    )
     data: list[ValueRow]
     usage: ValueUsage
 

@@ -134,7 +134,9 @@ class ChatRequest(SamplingRequest):
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = Field(default=None, description="log π of each token at temperature 1")
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        default=None, description="likeliest tokens at each place, with logprobs"
+    )
     response_format: TextFormat | None = None
     store: Literal[False] | None = None
 
@@ -142,8 +144,8 @@ class ChatRequest(SamplingRequest):
 class CompletionRequest(SamplingRequest):
     prompt: Text | Texts | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
     max_tokens: Count | None = Field(default=None, description="16 when absent")
-    logprobs: Annotated[int, Field(ge=0, le=0)] | None = Field(
-        default=None, description="0: log π of each token at temperature 1"
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = Field(
+        default=None, description="log π of each token at temperature 1, and of so many likeliest ones at its place"
     )
     echo: Literal[False] | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None

@@ -19,6 +19,7 @@ from posttrain.serve.backend import Backend
 from posttrain.serve.serve_config import ServeConfig, limits_of, require_key_beyond_loopback
 from posttrain.serve.service import LOG, Service
 from posttrain.serve.transformers_backend import load_transformers_backend
+from posttrain.serve.value_units import units_of
 from posttrain.serve.vllm_backend import VllmBackend, VllmNetwork
 
 KEY_VARIABLE = "POSTTRAIN_API_KEY"
@@ -45,9 +46,10 @@ def keys_of(config: ServeConfig) -> list[str]:
 
 
 async def _serve(config: ServeConfig, keys: list[str]) -> None:
+    units = units_of(config.value_model)
     backend = load_backend(config)
     try:
-        service = Service.over(backend, limits_of(config), logs_prompts=config.log_prompts)
+        service = Service.over(backend, limits_of(config), logs_prompts=config.log_prompts, units=units)
         server = DrainingServer(
             uvicorn.Config(
                 create_app(service, keys=keys),

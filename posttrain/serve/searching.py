@@ -33,6 +33,7 @@ class SearchRun:
         self.tree: SearchTree | None = None  # None: no round is over yet
         self.n_rounds = 0
         self.n_value_tokens = 0  # of the sequences that were scored
+        self.n_value_tokens_cached = 0  # of these, those that did not have to be read for this search
         self.step_s: list[float] = []  # seconds of each round
 
     async def run(self, on_round: Callable[[Round], None]) -> SearchTree:
@@ -49,8 +50,7 @@ class SearchRun:
                     case Expand():
                         answer = await together(self._samples(ask))
                     case Score():
-                        self.n_value_tokens += sum(map(len, ask.sequences))
-                        answer = await self._backend.score(ask.sequences)
+                        answer = await self._values(ask)
                     case Round():
                         self.tree, answer = ask.tree, None
                         self.n_rounds += 1
@@ -62,6 +62,13 @@ class SearchRun:
         finally:
             self._search.close()
             self._forget_all()
+
+    async def _values(self, ask: Score) -> list[float]:
+        scored = await self._backend.score(ask.sequences)
+        n_tokens = sum(map(len, ask.sequences))
+        self.n_value_tokens += n_tokens
+        self.n_value_tokens_cached += n_tokens - scored.n_tokens_read
+        return scored.values
 
     def _samples(self, ask: Expand) -> list[Coroutine[Any, Any, Any]]:
         return [

@@ -11,6 +11,7 @@ from posttrain.serve.asked import Desk
 from posttrain.serve.backend import Backend
 from posttrain.serve.limits import Limits
 from posttrain.serve.metrics import Metrics
+from posttrain.serve.value_units import UNKNOWN, ValueUnits
 
 LOG = logging.getLogger("posttrain.serve")
 
@@ -23,11 +24,11 @@ class Service:
     admission: Admission
     metrics: Metrics
     logs_prompts: bool
+    units: ValueUnits  # of the value model
     started_at: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def over(cls, backend: Backend, limits: Limits, *, logs_prompts: bool) -> Service:
+    def over(cls, backend: Backend, limits: Limits, *, logs_prompts: bool, units: ValueUnits = UNKNOWN) -> Service:
         admission = Admission(rows=limits.rows, queue=limits.queue)
-        return cls(
-            backend, limits, Desk(backend, limits), admission, Metrics(backend, admission), logs_prompts=logs_prompts
-        )
+        desk, metrics = Desk(backend, limits), Metrics(backend, admission)
+        return cls(backend, limits, desk, admission, metrics, logs_prompts=logs_prompts, units=units)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,11 +34,17 @@ class Shape(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """log π of chosen tokens at temperature 1."""
+class TokenLogprob:
+    token: str
+    logp: float
 
-    tokens: list[str]
-    logp: list[float]
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """log π of chosen tokens at temperature 1, and of the likeliest tokens at the place of each."""
+
+    chosen: list[TokenLogprob]
+    top: list[list[TokenLogprob]] | None  # None: not asked for
 
 
 class ChatShape:
@@ -94,10 +100,7 @@ class Writer:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def reply(self, answer: Answer) -> dict[str, Any]:
-        choices = [
-            self.shape.whole(i, choice, self._logprobs(choice.token_ids, choice.logp))
-            for i, choice in enumerate(answer.choices)
-        ]
+        choices = [self.shape.whole(i, choice, self._logprobs(choice)) for i, choice in enumerate(answer.choices)]
         reply = {**self._head(self.shape.whole_object), "choices": choices, "usage": answer.usage}
         return reply if answer.search is None else {**reply, "search": answer.search}
 
@@ -106,7 +109,7 @@ class Writer:
         return [self._chunk([choice]) for choice in choices if choice is not None]
 
     def delta(self, delta: Delta) -> dict[str, Any]:
-        return self._chunk([self.shape.delta(delta, self._logprobs(delta.token_ids, delta.logp))])
+        return self._chunk([self.shape.delta(delta, self._logprobs(delta))])
 
     def step(self, event: dict[str, Any]) -> dict[str, Any]:
         """A search event that is a chunk with an empty delta besides, for clients that take every event as a chunk."""
@@ -131,10 +134,14 @@ class Writer:
             "system_fingerprint": f"posttrain-{__version__}",
         }
 
-    def _logprobs(self, token_ids: Sequence[int], logp: Sequence[float]) -> TokenLogprobs | None:
+    def _logprobs(self, said: Choice | Delta) -> TokenLogprobs | None:
         if not self.has_logprobs:
             return None
-        return TokenLogprobs([str(self.tokenizer.decode([token])) for token in token_ids], list(logp))
+        chosen = self._named(zip(said.token_ids, said.logp, strict=True))
+        return TokenLogprobs(chosen, [self._named(at) for at in said.top] if said.top else None)
+
+    def _named(self, tokens: Iterable[tuple[int, float]]) -> list[TokenLogprob]:
+        return [TokenLogprob(str(self.tokenizer.decode([token_id])), logp) for token_id, logp in tokens]
 
 
 def _chat_chunk(index: int, delta: dict[str, str], logprobs: TokenLogprobs | None = None) -> dict[str, Any]:
@@ -144,11 +151,16 @@ def _chat_chunk(index: int, delta: dict[str, str], logprobs: TokenLogprobs | Non
 def _chat_logprobs(logprobs: TokenLogprobs | None) -> dict[str, Any] | None:
     if logprobs is None:
         return None
+    top = logprobs.top or [[] for _ in logprobs.chosen]
     content = [
-        {"token": token, "logprob": logp, "bytes": list(token.encode("utf-8")), "top_logprobs": []}
-        for token, logp in zip(logprobs.tokens, logprobs.logp, strict=True)
+        {**_chat_token(chosen), "top_logprobs": [_chat_token(one) for one in at]}
+        for chosen, at in zip(logprobs.chosen, top, strict=True)
     ]
     return {"content": content, "refusal": None}
+
+
+def _chat_token(said: TokenLogprob) -> dict[str, Any]:
+    return {"token": said.token, "logprob": said.logp, "bytes": list(said.token.encode("utf-8"))}
 
 
 def _text_choice(index: int, text: str, finish_reason: str | None, logprobs: TokenLogprobs | None) -> dict[str, Any]:
@@ -158,4 +170,20 @@ def _text_choice(index: int, text: str, finish_reason: str | None, logprobs: Tok
 def _text_logprobs(logprobs: TokenLogprobs | None) -> dict[str, Any] | None:
     if logprobs is None:
         return None
-    return {"tokens": logprobs.tokens, "token_logprobs": logprobs.logp, "top_logprobs": None, "text_offset": None}
+    top = None
+    if logprobs.top is not None:
+        top = [_by_text([*at, chosen]) for chosen, at in zip(logprobs.chosen, logprobs.top, strict=True)]
+    return {
+        "tokens": [chosen.token for chosen in logprobs.chosen],
+        "token_logprobs": [chosen.logp for chosen in logprobs.chosen],
+        "top_logprobs": top,
+        "text_offset": None,
+    }
+
+
+def _by_text(said: Sequence[TokenLogprob]) -> dict[str, float]:
+    """OpenAI's older shape names tokens by their texts alone; of those with one text the first stays."""
+    by_text: dict[str, float] = {}
+    for one in said:
+        by_text.setdefault(one.token, one.logp)
+    return by_text

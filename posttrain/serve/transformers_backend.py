@@ -23,7 +23,7 @@ from posttrain.rollout.continuous_engine import ContinuousEngine
 from posttrain.rollout.model_thread import ModelThread
 from posttrain.sampling import Sample, SamplingParams, TokenListener
 from posttrain.search.cached_scorer import CachedScorer, SharedTrunkScorer
-from posttrain.search.scorer import ReencodingScorer
+from posttrain.search.scorer import ReencodingScorer, Scored
 from posttrain.serve.backend import BackendStats
 from posttrain.serve.value_queue import CountingScorer, ValueQueue
 
@@ -65,14 +65,17 @@ class TransformersBackend:
         n: int,
         stream: int,
         on_token: TokenListener | None = None,
+        n_top: int = 0,
     ) -> list[Sample]:
         listener = None if on_token is None else self._on_this_loop(on_token)
-        return await _answer_of(self._engine.submit(prompt, params, n=n, stream=stream, on_token=listener))
+        return await _answer_of(
+            self._engine.submit(prompt, params, n=n, stream=stream, on_token=listener, n_top=n_top)
+        )
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        return await _answer_of(self._value_queue().score(sequences)) if sequences else []
+    async def score(self, sequences: Sequence[Sequence[int]]) -> Scored:
+        return await _answer_of(self._value_queue().score(sequences)) if sequences else Scored([], 0)
 
-    async def score_all(self, sequence: Sequence[int]) -> list[float]:
+    async def score_all(self, sequence: Sequence[int]) -> Scored:
         return await _answer_of(self._value_queue().score_all(sequence))
 
     def forget(self, sequences: Sequence[Sequence[int]]) -> None:
@@ -107,7 +110,7 @@ class TransformersBackend:
         if self._mail is None or self._mail.loop is not loop:
             self._mail = _LoopMail(loop)
         mail = self._mail
-        return lambda place, token_id, logp: mail.post(listener, place, token_id, logp)
+        return lambda place, token_id, logp, top: mail.post(listener, place, token_id, logp, top)
 
 
 class _LoopMail:

@@ -14,24 +14,32 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from posttrain.rollout.model_thread import Inbox, ModelThread, answer, open_future, refuse
-from posttrain.search.scorer import ValueScorer, require_tokens
+from posttrain.search.scorer import Scored, require_tokens
 
 
-class CountingScorer(ValueScorer, Protocol):
-    """A scorer of whole sequences and of every token, which counts what that cost it."""
+class CountingScorer(Protocol):
+    """A scorer of whole sequences and of every token, which counts what that cost it and for whom."""
 
     n_tokens_read: int
     n_tokens_cached: int  # tokens of scored sequences that did not have to be read for them
 
-    def score_all(self, sequence: Sequence[int]) -> list[float]:
+    def score_groups(self, groups: Sequence[Sequence[Sequence[int]]]) -> list[Scored]:
+        """V of all groups' sequences at their last tokens; each token read counts for one group."""
+        ...
+
+    def score_all(self, sequence: Sequence[int]) -> Scored:
         """V at every token of one sequence."""
+        ...
+
+    def forget(self, sequences: Sequence[Sequence[int]]) -> None:
+        """A hint that nothing will go on from these: what is kept for them alone may be freed."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class _Ask:
     sequences: tuple[tuple[int, ...], ...]
-    future: Future[list[float]] = field(default_factory=open_future)
+    future: Future[Scored] = field(default_factory=open_future)
 
 
 class ValueQueue:
@@ -54,7 +62,7 @@ class ValueQueue:
         self._waiting_for_every: deque[_Ask] = deque()
         thread.add(self)
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> Future[list[float]]:
+    def score(self, sequences: Sequence[Sequence[int]]) -> Future[Scored]:
         """V of each sequence at its last token. The future can be cancelled until it is done.
 
         Raises ValueError for a sequence that is empty, too long or has unknown tokens, and RuntimeError once the
@@ -62,7 +70,7 @@ class ValueQueue:
         """
         return self._put(self._last, sequences)
 
-    def score_all(self, sequence: Sequence[int]) -> Future[list[float]]:
+    def score_all(self, sequence: Sequence[int]) -> Future[Scored]:
         """V at every token of one sequence. Raises what `score` raises."""
         return self._put(self._every, [sequence])
 
@@ -91,7 +99,7 @@ class ValueQueue:
         for ask in (*self._last.close(), *self._every.close(), *self._waiting, *self._waiting_for_every):
             ask.future.cancel()
 
-    def _put(self, inbox: Inbox[_Ask], sequences: Sequence[Sequence[int]]) -> Future[list[float]]:
+    def _put(self, inbox: Inbox[_Ask], sequences: Sequence[Sequence[int]]) -> Future[Scored]:
         require_tokens(sequences)
         for sequence in sequences:
             if len(sequence) > self.n_positions:
@@ -120,7 +128,7 @@ class ValueQueue:
 
     def _score(self, batch: Sequence[_Ask]) -> None:
         try:
-            values = self.scorer.score([sequence for ask in batch for sequence in ask.sequences])
+            scored = self.scorer.score_groups([ask.sequences for ask in batch])
         except Exception as error:
             if len(batch) == 1:
                 refuse(batch[0].future, error)
@@ -128,10 +136,8 @@ class ValueQueue:
             for ask in batch:
                 self._score([ask])
             return
-        start = 0
-        for ask in batch:
-            answer(ask.future, values[start : start + len(ask.sequences)])
-            start += len(ask.sequences)
+        for ask, of_ask in zip(batch, scored, strict=True):
+            answer(ask.future, of_ask)
 
     def _score_all(self, ask: _Ask) -> None:
         if ask.future.done():

@@ -42,7 +42,7 @@ def value_routes(service: Service) -> APIRouter:
             )
         encoded = [await _encoded(service, each) for each in inputs]
 
-        async def read() -> list[dict[str, Any]]:
+        async def read() -> tuple[list[dict[str, Any]], int]:
             async with (
                 service.admission.turn(request.scope["caller"], len(encoded)),
                 asyncio.timeout(service.limits.deadline_s),
@@ -50,12 +50,18 @@ def value_routes(service: Service) -> APIRouter:
                 return await _rows(service, body, encoded)
 
         try:
-            rows = await while_connected(request.receive, read())
+            rows, n_read = await while_connected(request.receive, read())
         except TimeoutError:
             raise ApiError(504, "the deadline came first: send fewer inputs", code="deadline_exceeded") from None
         n_tokens = sum(len(each.token_ids) for each in encoded)
-        usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens, "value_tokens": n_tokens}
-        return JsonReply({"object": "list", "model": name, "unit": UNIT, "data": rows, "usage": usage})
+        usage = {
+            "prompt_tokens": n_tokens,
+            "total_tokens": n_tokens,
+            "value_tokens": n_tokens,
+            "value_tokens_cached": n_tokens - n_read,
+        }
+        units = {"unit": UNIT, "reward_map": service.units.reward_map, "beta": service.units.beta}
+        return JsonReply({"object": "list", "model": name, **units, "data": rows, "usage": usage})
 
     return routes
 
@@ -86,20 +92,24 @@ async def _encoded(service: Service, given: ValueInput) -> _Input:
     return _Input(prompt + completion, len(prompt))
 
 
-async def _rows(service: Service, body: ValuesRequest, inputs: Sequence[_Input]) -> list[dict[str, Any]]:
+async def _rows(service: Service, body: ValuesRequest, inputs: Sequence[_Input]) -> tuple[list[dict[str, Any]], int]:
+    """What is said of each input, and how many tokens were read for it all."""
     backend = service.backend
     if body.position == "last":
         sequences = [each.token_ids for each in inputs]
         last = await backend.score(sequences)
         backend.forget(sequences)
-        at = [([len(ids) - 1], [value]) for ids, value in zip(sequences, last, strict=True)]
+        at = [([len(ids) - 1], [value]) for ids, value in zip(sequences, last.values, strict=True)]
+        n_read = last.n_tokens_read
     else:
         everywhere = await together(backend.score_all(each.token_ids) for each in inputs)
         at = []
-        for each, values in zip(inputs, everywhere, strict=True):
-            positions = _step_ends(service, body, each) if body.position == "step" else list(range(len(values)))
-            at.append((positions, [values[position] for position in positions]))
-    return [
+        for each, scored in zip(inputs, everywhere, strict=True):
+            all_positions = list(range(len(scored.values)))
+            positions = _step_ends(service, body, each) if body.position == "step" else all_positions
+            at.append((positions, [scored.values[position] for position in positions]))
+        n_read = sum(scored.n_tokens_read for scored in everywhere)
+    rows = [
         {
             "object": "value",
             "index": i,
@@ -111,6 +121,7 @@ async def _rows(service: Service, body: ValuesRequest, inputs: Sequence[_Input])
         }
         for i, (each, (positions, values)) in enumerate(zip(inputs, at, strict=True))
     ]
+    return rows, n_read
 
 
 def _step_ends(service: Service, body: ValuesRequest, given: _Input) -> list[int]:

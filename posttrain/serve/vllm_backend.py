@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +17,10 @@ from posttrain.data.tokenizer_card import require_same_tokens
 from posttrain.models.vllm_args import import_vllm
 from posttrain.pretrained import load_tokenizer
 from posttrain.rollout.vllm_engine import policy_engine_args, request_args, sample_of
-from posttrain.sampling import Sample, SamplingParams
+from posttrain.sampling import Sample, SamplingParams, TokenListener, TopTokens
+from posttrain.search.scorer import Scored
 from posttrain.search.vllm_scorer import finite_value, require_scorable, value_engine_args
-from posttrain.serve.backend import BackendStats, TokenListener
+from posttrain.serve.backend import BackendStats
 
 T = TypeVar("T")
 
@@ -76,6 +77,7 @@ class VllmBackend:
         n: int,
         stream: int,
         on_token: TokenListener | None = None,
+        n_top: int = 0,
     ) -> list[Sample]:
         """n continuations as n requests of vLLM, which share the prompt's cache; see Backend."""
         if not 0 < len(prompt) < self.n_positions:
@@ -83,20 +85,23 @@ class VllmBackend:
                 f"the prompt has {len(prompt)} tokens, needs 1 to {self.n_positions - 1}: the engines were started "
                 f"for {self.n_positions} tokens of prompt and completion together"
             )
-        return await self._together(self._sample(prompt, params, stream, place, on_token) for place in range(n))
+        arguments = [request_args(params, stream, place) | {"logprobs": n_top} for place in range(n)]
+        return await self._together(
+            self._sample(prompt, asked, place, on_token, n_top) for place, asked in enumerate(arguments)
+        )
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+    async def score(self, sequences: Sequence[Sequence[int]]) -> Scored:
         """V of each sequence at its last token, its cached blocks not read again; see Backend."""
         pooled = await self._pool(sequences, "classify")
-        return [values[-1] for values in pooled]
+        return Scored([each.values[-1] for each in pooled], sum(each.n_tokens_read for each in pooled))
 
-    async def score_all(self, sequence: Sequence[int]) -> list[float]:
+    async def score_all(self, sequence: Sequence[int]) -> Scored:
         """V at every token, by vLLM's token_classify: the same head at each position of one forward.
 
         It reads the whole sequence, because cached positions leave no hidden state.
         """
-        (values,) = await self._pool([sequence], "token_classify")
-        return values
+        (scored,) = await self._pool([sequence], "token_classify")
+        return scored
 
     def forget(self, sequences: Sequence[Sequence[int]]) -> None:
         """Nothing: vLLM frees the blocks used longest ago when it needs room."""
@@ -145,11 +150,11 @@ class VllmBackend:
             self._tasks.difference_update(tasks)
 
     async def _sample(
-        self, prompt: Sequence[int], params: SamplingParams, stream: int, place: int, on_token: TokenListener | None
+        self, prompt: Sequence[int], asked: dict[str, Any], place: int, on_token: TokenListener | None, n_top: int
     ) -> Sample:
         kind = self._vllm.sampling_params.RequestOutputKind
         output_kind = kind.FINAL_ONLY if on_token is None else kind.DELTA
-        settings = self._vllm.SamplingParams(**request_args(params, stream, place), output_kind=output_kind)
+        settings = self._vllm.SamplingParams(**asked, output_kind=output_kind)
         parts: list[Any] = []
         self._n_sampling += 1
         try:
@@ -158,24 +163,28 @@ class VllmBackend:
                 parts.append(part)
                 if on_token is not None:
                     for token, at in zip(part.token_ids, part.logprobs, strict=True):
-                        on_token(place, token, at[token].logprob)
+                        on_token(place, token, at[token].logprob, _top(at, n_top))
         finally:
             self._n_sampling -= 1
-        return sample_of(parts)
+        sample = sample_of(parts)
+        if n_top == 0:
+            return sample
+        return replace(sample, top=tuple(_top(at, n_top) for part in parts for at in part.logprobs))
 
-    async def _pool(self, sequences: Sequence[Sequence[int]], task: str) -> list[list[float]]:
+    async def _pool(self, sequences: Sequence[Sequence[int]], task: str) -> list[Scored]:
         if self._value is None:
             raise ValueError("this server has no value model: start it with one to search or to read values")
         require_scorable(sequences, self.n_positions)
         return await self._together(self._values(sequence, task) for sequence in sequences)
 
-    async def _values(self, sequence: Sequence[int], task: str) -> list[float]:
+    async def _values(self, sequence: Sequence[int], task: str) -> Scored:
         assert self._value is not None  # _pool looked
         settings = self._vllm.PoolingParams(task=task, use_activation=False)  # V is no probability
         (output,) = [o async for o in self._outputs(self._value, self._value.encode, sequence, settings)]
+        n_read = len(sequence) - output.num_cached_tokens
         self._n_value_tokens_cached += output.num_cached_tokens
-        self._n_value_tokens_read += len(sequence) - output.num_cached_tokens
-        return [finite_value(value) for value in output.outputs.data.flatten().tolist()]
+        self._n_value_tokens_read += n_read
+        return Scored([finite_value(value) for value in output.outputs.data.flatten().tolist()], n_read)
 
     async def _outputs(self, engine: Any, method: Any, token_ids: Sequence[int], settings: Any) -> AsyncIterator[Any]:
         """What one request yields. However the caller leaves, the request has left the engine."""
@@ -187,6 +196,12 @@ class VllmBackend:
         except asyncio.CancelledError:
             await engine.abort(request_id)  # vLLM itself forgets a request that was cancelled on its way in
             raise
+
+
+def _top(at: Mapping[int, Any], n: int) -> TopTokens:
+    """The n likeliest of what vLLM says of one place: those, and the token that was sampled."""
+    found = [(token_id, said.logprob) for token_id, said in at.items()]
+    return tuple(sorted(found, key=lambda one: -one[1])[:n])
 
 
 class EngineCounts:

@@ -22,12 +22,13 @@ def test_no_token_is_read_twice_however_rows_are_laid_side_by_side(limit, monkey
     tolerance = rounding("llama")
     asked: list[Row] = []
     for rows in grown_rows(random.Random(limit), n_calls=15):
-        hidden = cache.last_hidden(rows)
+        n_before = cache.n_tokens_read
+        read = cache.last_hidden(rows)
         asked += rows
         # An inner token's hidden state is kept too, so that a row that ends there costs nothing.
         assert cache.n_tokens_read == cache.n_tokens == len(prefixes(asked))
-        assert cache.n_tokens_reused == sum(map(len, asked)) - cache.n_tokens_read
-        for row, found in zip(rows, hidden, strict=True):
+        assert sum(read.n_tokens_read) == cache.n_tokens_read - n_before
+        for row, found in zip(rows, read.hidden, strict=True):
             torch.testing.assert_close(found, hidden_alone(trunk, row)[-1], rtol=0, atol=tolerance)
 
 

@@ -26,7 +26,7 @@ def test_hidden_states_are_those_of_rows_read_alone_whatever_the_room(family, at
     trunk = policy(family, attention=attention).base_model
     cache = PrefixCache(trunk, max_tokens=max_tokens)
     for rows in grown_rows(random.Random(max_tokens), n_calls=12):
-        hidden = cache.last_hidden(rows)
+        hidden = cache.last_hidden(rows).hidden
         assert cache.n_tokens <= max_tokens
         for row, found in zip(rows, hidden, strict=True):
             expected = hidden_alone(trunk, row)[-1]
@@ -40,7 +40,7 @@ def test_hidden_states_agree_to_the_last_digits_of_float64(attention):
     trunk = policy("gpt2", attention=attention, dtype=torch.float64).base_model
     cache = PrefixCache(trunk, max_tokens=70)
     for rows in grown_rows(random.Random(3), n_calls=12):
-        for row, found in zip(rows, cache.last_hidden(rows), strict=True):
+        for row, found in zip(rows, cache.last_hidden(rows).hidden, strict=True):
             torch.testing.assert_close(found, hidden_alone(trunk, row)[-1], rtol=0, atol=1e-13)
 
 
@@ -96,7 +96,7 @@ def test_decoding_goes_on_from_rows_that_were_read_and_what_it_reads_is_stored(f
     places = [4, 0, 2, 1, 3]
     cache.store([grown[i][:-1] for i in places], decoded, places)  # a row may end before its columns do
     n_read = cache.n_tokens_read
-    for row, found in zip(grown, cache.last_hidden(grown), strict=True):
+    for row, found in zip(grown, cache.last_hidden(grown).hidden, strict=True):
         torch.testing.assert_close(found, hidden_alone(model.base_model, row)[-1], rtol=0, atol=tolerance[family])
     if max_tokens > MOST + 5:
         assert cache.n_tokens_read == n_read + len(set(grown))  # the last token of each, and no other
@@ -111,11 +111,24 @@ def test_the_hidden_state_of_a_stored_end_costs_that_token_and_then_nothing():
         decoded.append(torch.tensor([6]))
     cache.store([(3, 4, 5, 6)], decoded, [0])
     # Of both rows token 5 is asked for while 6, after it, is known: it is read again, once, and so is 6 as an end.
-    for rows, n_more in ([[(3, 4, 5), (3, 4, 5, 6, 7), (3, 4, 5)], 2], [[(3, 4, 5, 6)], 1], [[(3, 4, 5)], 0]):
-        n_read = cache.n_tokens_read
-        for row, found in zip(rows, cache.last_hidden(rows), strict=True):
+    asked = {((3, 4, 5), (3, 4, 5, 6, 7), (3, 4, 5)): [1, 1, 0], ((3, 4, 5, 6),): [1], ((3, 4, 5),): [0]}
+    for rows, n_more in asked.items():
+        n_before = cache.n_tokens_read
+        read = cache.last_hidden(rows)
+        for row, found in zip(rows, read.hidden, strict=True):
             torch.testing.assert_close(found, hidden_alone(model.base_model, row)[-1], rtol=0, atol=1e-5)
-        assert cache.n_tokens_read == n_read + n_more
+        assert read.n_tokens_read == n_more
+        assert cache.n_tokens_read == n_before + sum(n_more)
+
+
+@pytest.mark.parametrize("max_tokens", [5, 100])
+def test_each_token_of_a_call_counts_for_one_of_its_rows_whatever_the_room(max_tokens):
+    cache = PrefixCache(policy("llama").base_model, max_tokens=max_tokens)
+    rows = [(4, 5, 6, 7), (3, 4), (4, 5, 8), (3, 4), (3,)]
+    # In order of their tokens: 3, 3 4, 3 4, 4 5 6 7, 4 5 8. Of "3 4" and "4 5" the first such row reads what is new.
+    # Five slots hold 3 4, then 4 5 6 7 with the end of 4 5 8: nothing is read twice for being read in two lots.
+    assert cache.last_hidden(rows).n_tokens_read == [4, 1, 1, 0, 1]
+    assert cache.n_tokens_read == 7
 
 
 def test_hidden_states_at_every_token_are_free_after_reading_and_read_again_from_the_first_unknown_one():
@@ -129,9 +142,11 @@ def test_hidden_states_at_every_token_are_free_after_reading_and_read_again_from
     # 3 at first; of the stored 6 and 7 no hidden states are known; then nothing; 8; of one more row the 2 it has anew.
     asked = {(3, 4, 5): 3, (3, 4, 5, 6, 7): 5, (3, 4, 5, 6): 5, (3, 4, 5, 6, 7, 8): 6, (8, 9): 8}
     for row, n_read in asked.items():
-        expected = hidden_alone(model.base_model, row)
-        torch.testing.assert_close(cache.every_hidden(row), expected, rtol=0, atol=1e-5)
+        n_before = cache.n_tokens_read
+        read = cache.every_hidden(row)
+        torch.testing.assert_close(read.hidden, hidden_alone(model.base_model, row), rtol=0, atol=1e-5)
         assert cache.n_tokens_read == n_read
+        assert read.n_tokens_read == [n_read - n_before]
 
 
 def test_a_pass_that_fails_leaves_nothing_half_read(monkeypatch):
@@ -144,19 +159,19 @@ def test_a_pass_that_fails_leaves_nothing_half_read(monkeypatch):
             cache.last_hidden([(3, 4, 5, 6), (3, 4, 5, 7), (8,)])
     assert cache.n_tokens == 2
     for row in ((3, 4, 5, 6), (8,)):
-        torch.testing.assert_close(cache.last_hidden([row])[0], hidden_alone(trunk, row)[-1], rtol=0, atol=1e-5)
+        torch.testing.assert_close(cache.last_hidden([row]).hidden[0], hidden_alone(trunk, row)[-1], rtol=0, atol=1e-5)
 
 
 def test_a_cleared_cache_reads_with_the_weights_of_now():
     trunk = policy("llama").base_model
     cache = PrefixCache(trunk, max_tokens=60)
     row = (3, 4, 5)
-    before = cache.last_hidden([row])
+    before = cache.last_hidden([row]).hidden
     with torch.no_grad():
         for weight in trunk.parameters():
             weight.mul_(1.1)
     cache.clear()
-    found = cache.last_hidden([row])
+    found = cache.last_hidden([row]).hidden
     torch.testing.assert_close(found[0], hidden_alone(trunk, row)[-1], rtol=0, atol=1e-5)
     assert (found - before).abs().max() > 0.1
 
@@ -167,4 +182,4 @@ def test_rows_that_are_empty_or_longer_than_the_room_are_refused():
         cache.last_hidden([(3,), ()])
     with pytest.raises(ValueError, match="row 0 has 5 tokens and the cache room for 4: raise max_tokens"):
         cache.read([(3, 3, 3, 3, 3)])
-    assert cache.last_hidden([]).shape == (0, 32)
+    assert cache.last_hidden([]).hidden.shape == (0, 32)

@@ -40,5 +40,5 @@ def test_attention_that_takes_no_mask_is_refused_and_that_of_packed_rows_serves(
     model = policy("llama")
     use_packed_attention(model)
     cache = PrefixCache(model.base_model, max_tokens=100)
-    for row, found in zip([(3, 4, 5), (3, 4, 6)], cache.last_hidden([(3, 4, 5), (3, 4, 6)]), strict=True):
+    for row, found in zip([(3, 4, 5), (3, 4, 6)], cache.last_hidden([(3, 4, 5), (3, 4, 6)]).hidden, strict=True):
         torch.testing.assert_close(found, hidden_alone(model.base_model, row)[-1], rtol=0, atol=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain.rollout.choose import choose_tokens, logp_of, uniform_stream
+from posttrain.rollout.choose import choose_tokens, logp_of, top_of, uniform_stream
 from posttrain.sampling import SamplingParams
 
 # Probabilities 0.4 0.3 0.15 0.1 0.05, out of order; log p as logits.
@@ -85,6 +85,16 @@ def test_token_without_probability_is_never_chosen_even_at_the_ends_of_the_unit_
 def test_greedy_takes_the_lowest_id_on_a_tie_and_reads_no_randomness():
     logits = torch.tensor([[1.0, 3.0, 3.0]])
     assert choose_tokens(logits, torch.tensor([math.nan], dtype=torch.float64), params(temperature=0)).tolist() == [1]
+
+
+def test_likeliest_tokens_come_in_order_with_their_logp_and_all_of_a_smaller_vocabulary():
+    p = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.1, 0.3]])
+    first, second = top_of(p.log() + 7.0, 2)  # logits may stand anywhere
+    assert [token_id for token_id, _ in first] == [1, 2]
+    assert [token_id for token_id, _ in second] == [0, 2]
+    found = torch.tensor([logp for _, logp in (*first, *second)])
+    torch.testing.assert_close(found, torch.tensor([0.5, 0.3, 0.6, 0.3]).log(), rtol=0, atol=1e-6)
+    assert [len(top) for top in top_of(p.log(), 20)] == [3, 3]
 
 
 def test_logp_is_float32_of_the_whole_vocabulary_for_bfloat16_logits():

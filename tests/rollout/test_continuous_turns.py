@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import wait
+from dataclasses import replace
 
 import pytest
+import torch
 from transformers import MambaConfig, MambaForCausalLM
 
 from posttrain.models.cached_rows import CachedRows
 from posttrain.models.prefix_cache import PrefixCache
 from posttrain.rollout.continuous_engine import ContinuousEngine
 from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.sampling import SamplingParams
+from posttrain.sampling import SamplingParams, TopTokens
 from tests.rollout.tiny_engines import CountedForwards, TurnsByHand
 
 
@@ -161,7 +163,7 @@ def test_error_of_joining_fails_the_rows_of_both_sides_and_those_that_join_later
 
 
 def test_error_of_a_listener_fails_its_own_request_only(by_hand):
-    def broken(place: int, token_id: int, logp: float) -> None:
+    def broken(place: int, token_id: int, logp: float, top: TopTokens) -> None:
         raise OSError("the client is gone")
 
     deaf = by_hand.submit([3], budget(5), n=2, stream=0, on_token=broken)
@@ -174,11 +176,44 @@ def test_error_of_a_listener_fails_its_own_request_only(by_hand):
 def test_listener_hears_every_token_with_its_logp_in_order(by_hand):
     heard: dict[int, list[tuple[int, float]]] = {0: [], 1: [], 2: []}
     future = by_hand.submit(
-        [3], budget(7), n=3, stream=0, on_token=lambda place, token_id, logp: heard[place].append((token_id, logp))
+        [3], budget(7), n=3, stream=0, on_token=lambda place, token_id, logp, _: heard[place].append((token_id, logp))
     )
     run_out(by_hand)
     for place, sample in enumerate(future.result()):
         assert heard[place] == list(zip(sample.token_ids, sample.logp, strict=True))
+
+
+def test_each_row_is_told_as_many_of_the_likeliest_tokens_as_it_asked_for(by_hand, model):
+    """Of the whole vocabulary at temperature 1, whatever the rule that the tokens are sampled by."""
+    cold = replace(budget(6), temperature=0.5, top_p=0.3)
+    heard: list[TopTokens] = []
+    asks = {0: budget(6), 2: cold, 5: budget(6), 10**6: budget(6)}
+    futures = {
+        n_top: by_hand.submit(
+            [3, 4], params, n=1, stream=n_top, n_top=n_top, on_token=lambda *token: heard.append(token)
+        )
+        for n_top, params in asks.items()
+    }
+    run_out(by_hand)
+    n_vocab = model.config.vocab_size
+    for n_top, future in futures.items():
+        (sample,) = future.result()
+        assert len(sample.top) == (len(sample.token_ids) if n_top else 0)
+        for i, top in enumerate(sample.top):
+            with torch.no_grad():
+                logits = model(torch.tensor([[3, 4, *sample.token_ids[:i]]])).logits[0, -1]
+            expected = logits.log_softmax(-1).sort(descending=True)
+            assert [token_id for token_id, _ in top] == expected.indices[:n_top].tolist()
+            # float32 logits of size about 10 through another cache
+            torch.testing.assert_close(
+                torch.tensor([logp for _, logp in top]), expected.values[:n_top], rtol=0, atol=2e-5
+            )
+            assert dict(top).get(sample.token_ids[i], sample.logp[i]) == sample.logp[i]
+    assert len(futures[10**6].result()[0].top[0]) == n_vocab
+    told = [top for *_, top in heard]
+    assert sorted(map(len, told)) == sorted(
+        min(n_top, n_vocab) for n_top, f in futures.items() for _ in f.result()[0].logp
+    )
 
 
 def test_cache_keeps_the_columns_of_its_longest_row_under_endless_load(by_hand):

@@ -107,8 +107,23 @@ def test_scores_at_every_token_are_those_of_the_prefixes_and_cost_nothing_after_
     scorer.score([row, row[:3]])
     n_read = scorer.n_tokens_read
     expected = anew.score([row[: t + 1] for t in range(len(row))])
-    torch.testing.assert_close(torch.tensor(scorer.score_all(row)), torch.tensor(expected), rtol=0, atol=1e-5)
-    assert (scorer.n_tokens_read, scorer.n_tokens_cached) == (n_read, 3 + len(row))
+    scored = scorer.score_all(row)
+    torch.testing.assert_close(torch.tensor(scored.values), torch.tensor(expected), rtol=0, atol=1e-5)
+    assert (scored.n_tokens_read, scorer.n_tokens_read, scorer.n_tokens_cached) == (0, n_read, 3 + len(row))
+
+
+def test_each_group_has_its_own_values_and_its_share_of_the_tokens_read():
+    model = value_model("llama")
+    scorer, anew = CachedScorer(model, max_tokens=100, batch_size=2), ReencodingScorer(model, batch_size=2)
+    groups = [[(5, 6, 7), (3, 4, 5)], [], [(3, 4, 6), (5, 6, 7, 8)], [(3, 4)]]
+    found, plain = scorer.score_groups(groups), anew.score_groups(groups)
+    for group, scored in zip(groups, found, strict=True):
+        torch.testing.assert_close(torch.tensor(scored.values), torch.tensor(anew.score(group)), rtol=0, atol=1e-5)
+    # In order of their tokens: 3 4 counts for the last group, 5 and 6 after it for whom they are; 5 6 7 for the first.
+    assert [scored.n_tokens_read for scored in found] == [1 + 3, 0, 1 + 1, 2]
+    assert [scored.n_tokens_read for scored in plain] == [6, 0, 7, 2]
+    assert sum(scored.n_tokens_read for scored in found) == scorer.n_tokens_read == 8
+    assert scorer.n_tokens_cached == 15 - 8
 
 
 def test_an_empty_sequence_and_an_empty_batch_are_refused():

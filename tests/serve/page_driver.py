@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+from posttrain.search.scorer import Scored
 from posttrain.serve.backend import Backend
 from tests.serve.chromium import CTRL, Tab
 
@@ -37,7 +38,7 @@ class SteppedBackend:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+    async def score(self, sequences: Sequence[Sequence[int]]) -> Scored:
         await asyncio.to_thread(self.rounds.acquire)
         return await self._backend.score(sequences)
 

@@ -16,9 +16,9 @@ from posttrain.models.value import load_value_model
 from posttrain.pretrained import load_tokenizer
 from posttrain.rollout.continuous_engine import ContinuousEngine
 from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.sampling import SamplingParams
+from posttrain.sampling import SamplingParams, TopTokens
 from posttrain.search.cached_scorer import CachedScorer
-from posttrain.search.scorer import ReencodingScorer
+from posttrain.search.scorer import ReencodingScorer, Scored
 from posttrain.serve.transformers_backend import TransformersBackend, load_transformers_backend
 from posttrain.serve.value_queue import ValueQueue
 from tests.evaluation.tiny_policy import write_policy, write_value_model
@@ -49,7 +49,7 @@ async def search(backend: TransformersBackend, prompt: list[int], stream: int) -
     for round_ in range(N_ROUNDS):
         samples = await backend.sample(prefix, STEP, n=3, stream=stream * N_ROUNDS + round_)
         candidates = [[*prefix, *sample.token_ids] for sample in samples]
-        values = await backend.score(candidates)
+        values = (await backend.score(candidates)).values
         best = max(range(3), key=values.__getitem__)
         backend.forget([candidate for i, candidate in enumerate(candidates) if i != best])
         prefix = candidates[best]
@@ -162,23 +162,23 @@ def test_ten_searches_on_the_model_thread_find_what_each_finds_alone(folders, ba
 
 
 def test_samples_are_those_of_the_engine_and_listeners_hear_them_on_the_event_loop(folders, backend):
-    heard: list[tuple[int, int, float]] = []
+    heard: list[tuple[int, int, float, TopTokens]] = []
     threads: set[threading.Thread] = set()
 
-    def listen(place: int, token_id: int, logp: float) -> None:
-        heard.append((place, token_id, logp))
+    def listen(place: int, token_id: int, logp: float, top: TopTokens) -> None:
+        heard.append((place, token_id, logp, top))
         threads.add(threading.current_thread())
 
     async def go():
-        samples = await backend.sample([4, 9], STEP, n=3, stream=8, on_token=listen)
+        samples = await backend.sample([4, 9], STEP, n=3, stream=8, on_token=listen, n_top=2)
         assert len(heard) == sum(len(sample.token_ids) for sample in samples)  # all of it before the answer
         return samples
 
     samples = asyncio.run(go())
     assert threads == {threading.current_thread()}
     for place, sample in enumerate(samples):
-        assert [(t, logp) for i, t, logp in heard if i == place] == list(
-            zip(sample.token_ids, sample.logp, strict=True)
+        assert [(*token,) for i, *token in heard if i == place] == list(
+            zip(sample.token_ids, sample.logp, sample.top, strict=True)
         )
     policy = load_policy(folders[0], dtype=torch.float32)
     engine = TransformersEngine(policy, backend.tokenizer, batch_size=3, device="cpu")
@@ -195,10 +195,10 @@ def test_values_are_those_of_reading_each_sequence_anew(folders, value, n_cached
 
     async def go() -> None:
         # float32 sums in another order; values of order 1.
-        assert await backend.score(sequences) == pytest.approx(oracle.score(sequences), abs=1e-5)
+        assert (await backend.score(sequences)).values == pytest.approx(oracle.score(sequences), abs=1e-5)
         prefixes = [[4, 9, 2, 5][: t + 1] for t in range(4)]
-        assert await backend.score_all([4, 9, 2, 5]) == pytest.approx(oracle.score(prefixes), abs=1e-5)
-        assert await backend.score([]) == []
+        assert (await backend.score_all([4, 9, 2, 5])).values == pytest.approx(oracle.score(prefixes), abs=1e-5)
+        assert await backend.score([]) == Scored([], 0)
         await backend.close()
 
     asyncio.run(go())
@@ -212,6 +212,27 @@ def test_head_on_the_policys_trunk_reads_nothing_but_the_last_token_of_what_was_
         n_before = backend.stats().n_value_tokens_read
         await backend.score([[4, 9, 2, *sample.token_ids] for sample in samples])
         assert backend.stats().n_value_tokens_read - n_before == len({sample.token_ids for sample in samples})
+        await backend.close()
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(("value", "n_cached_tokens"), [(1, 2000), (2, 2000), (1, 60), (1, 0)])
+def test_what_calls_at_once_count_adds_up_to_the_totals(folders, value, n_cached_tokens):
+    """Of sequences that share prefixes, in batches that the calls share; the small cache has to make room."""
+    backend = load(folders, value=value, n_cached_tokens=n_cached_tokens)
+    row = [4 + i % 7 for i in range(12)]
+    asked = [[[*row[:n], 5, 5 + i % 3] for n in (3, 7, 12)] for i in range(8)]
+
+    async def go() -> None:
+        scored = await asyncio.gather(*map(backend.score, asked), *(backend.score_all(each[0]) for each in asked))
+        n_tokens = [sum(map(len, each)) for each in asked] + [len(each[0]) for each in asked]
+        n_read = [each.n_tokens_read for each in scored]
+        assert all(0 <= read <= n for read, n in zip(n_read, n_tokens, strict=True))
+        stats = backend.stats()
+        assert stats.n_value_tokens_read == sum(n_read)
+        assert stats.n_value_tokens_cached == sum(n_tokens) - sum(n_read)
+        assert (stats.n_value_tokens_cached == 0) == (n_cached_tokens == 0)
         await backend.close()
 
     asyncio.run(go())

@@ -54,11 +54,24 @@ def test_each_token_arrives_once_in_order_with_its_log_probability(results):
     n_interleaved = 0
     for row, arrived in zip(results["sampled"]["samples"], results["sampled"]["arrived"], strict=True):
         for place, sample in enumerate(row):
-            tokens = [(token, logp) for at, token, logp in arrived if at == place]
+            tokens = [(token, logp) for at, token, logp, _ in arrived if at == place]
             assert tokens == list(zip(sample["token_ids"], sample["logp"], strict=True))
-        places = [at for at, _, _ in arrived]
+        places = [at for at, *_ in arrived]
+        assert all(top == [] for *_, top in arrived)  # nobody asked
         n_interleaved += places.index(1) < len(row[0]["token_ids"])
     assert n_interleaved >= len(results["sampled"]["samples"]) / 2  # the second began before the first ended
+
+
+@real_vllm
+def test_likeliest_tokens_are_those_of_transformers_at_temperature_1_over_the_whole_vocabulary(results):
+    sample = results["sampled"]["with_top"]
+    assert results["sampled"]["told"] == sample["top"]
+    for found, expected in zip(sample["top"], results["likeliest"], strict=True):
+        # Kernels round otherwise, and so may the order of two tokens that are that close.
+        assert [logp for _, logp in found] == pytest.approx([logp for _, logp in expected], abs=1e-4)
+        assert len({token_id for token_id, _ in found} & {token_id for token_id, _ in expected}) >= 3
+    for at, token_id, logp in zip(sample["top"], sample["token_ids"], sample["logp"], strict=True):
+        assert dict(map(tuple, at)).get(token_id, logp) == logp
 
 
 @real_vllm
@@ -91,6 +104,7 @@ def test_values_are_those_of_transformers_at_the_last_token_and_at_every_one(res
     found = results["values"]
     assert found["score"] == pytest.approx(found["score_expected"], abs=ATOL)
     assert found["score_all"] == pytest.approx(found["score_all_expected"], abs=ATOL)
+    assert found["n_read_by_score_all"] == 90  # every token again: no hidden state comes with a cached one
 
 
 @real_vllm
@@ -99,6 +113,7 @@ def test_value_engine_reuses_prefixes_of_searches(results):
     # A search scores candidates of 13, 23, ... 63 tokens when no step ends early. The last three rounds reuse a block
     # of 32 tokens: 96 of 228, which is 0.7 times those read. Steps that end early leave fewer whole blocks.
     assert found["n_value_tokens_cached"] > 0.3 * found["n_value_tokens_read"]
+    assert found["n_value_tokens_of_searches"] == found["n_value_tokens_read"]  # what each call was told adds up
 
 
 @real_vllm

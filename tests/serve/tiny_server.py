@@ -24,6 +24,7 @@ from posttrain.serve.backend import Backend
 from posttrain.serve.run import load_backend
 from posttrain.serve.serve_config import ServeConfig, limits_of
 from posttrain.serve.service import Service
+from posttrain.serve.value_units import units_of
 
 PIECES = ("<pad>", "<bos>", "<eos>", "<unk>", "\n", "ab", "a\n", *"0123456789+-*/=.#$ abcdefghijklmnop:")
 N_POSITIONS = 256
@@ -87,7 +88,8 @@ class Served:
 def served(config: ServeConfig, *, keys: Sequence[str] = (), backend: Backend | None = None) -> Iterator[Served]:
     """The server in a thread of this process, on a free port."""
     backend = backend or load_backend(config)
-    service = Service.over(backend, limits_of(config), logs_prompts=False)
+    units = units_of(config.value_model)
+    service = Service.over(backend, limits_of(config), logs_prompts=False, units=units)
     app = create_app(service, keys=keys)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, daemon=True)

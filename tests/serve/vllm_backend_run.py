@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from posttrain.models.policy import load_policy
 from posttrain.models.value import load_value_model, values_at_every_position
 from posttrain.rollout.vllm_engine import VllmEngine
-from posttrain.sampling import SamplingParams
+from posttrain.sampling import SamplingParams, TopTokens
 from posttrain.search.scorer import ReencodingScorer
 from posttrain.serve.vllm_backend import VllmBackend, VllmNetwork
 from tests.vllm_networks import N_POSITIONS
@@ -28,6 +29,7 @@ SAMPLED = SamplingParams(max_new_tokens=24, temperature=1.0, seed=3, stop=("4", 
 STEP = SamplingParams(max_new_tokens=10, temperature=1.0, seed=8)
 LONG = SamplingParams(max_new_tokens=200, temperature=1.0, seed=1)
 N_SEARCHES = 10
+N_TOP = 4
 N_ROUNDS = 6
 
 
@@ -39,7 +41,7 @@ def by_vllm_engine(policy: str) -> list[list[dict[str, Any]]]:
 
 async def sampled(backend: VllmBackend) -> dict[str, Any]:
     """The same samples by the backend, all prompts at once, with every token as it arrived."""
-    arrived: list[list[tuple[int, int, float]]] = [[] for _ in PROMPTS]
+    arrived: list[list[tuple[int, int, float, TopTokens]]] = [[] for _ in PROMPTS]
 
     def one(i: int) -> Coroutine[Any, Any, Any]:
         return backend.sample(
@@ -47,32 +49,43 @@ async def sampled(backend: VllmBackend) -> dict[str, Any]:
         )
 
     rows = await asyncio.gather(*map(one, range(len(PROMPTS))))
-    return {"samples": [[asdict(sample) for sample in row] for row in rows], "arrived": arrived}
+    told: list[TopTokens] = []
+    cold = replace(SAMPLED, temperature=0.5, top_p=0.5)
+    (whole,) = await backend.sample(PROMPTS[0], cold, n=1, stream=0, n_top=N_TOP)
+    await backend.sample(PROMPTS[0], cold, n=1, stream=0, n_top=N_TOP, on_token=lambda *token: told.append(token[3]))
+    return {
+        "samples": [[asdict(sample) for sample in row] for row in rows],
+        "arrived": arrived,
+        "with_top": asdict(whole),
+        "told": told,
+    }
 
 
-async def search(backend: VllmBackend, number: int) -> list[int]:
-    """N_ROUNDS times the best by value of three continuations, as a beam of width 1 goes."""
-    ids = [5 + number, 9, 30]
+async def search(backend: VllmBackend, number: int) -> tuple[list[int], int]:
+    """N_ROUNDS times the best by value of three continuations, as a beam of width 1; and the value tokens read."""
+    ids, n_read = [5 + number, 9, 30], 0
     for step in range(N_ROUNDS):
         samples = await backend.sample(ids, replace(STEP, seed=step), n=3, stream=number)
         candidates = [ids + list(sample.token_ids) for sample in samples]
-        values = await backend.score(candidates)
-        ids = candidates[values.index(max(values))]
-    return ids
+        scored = await backend.score(candidates)
+        n_read += scored.n_tokens_read
+        ids = candidates[scored.values.index(max(scored.values))]
+    return ids, n_read
 
 
 async def searches(backend: VllmBackend) -> dict[str, Any]:
     n_steps = [backend.policy_counts.n_steps]
-    alone = await search(backend, 0)
+    alone, n_read_alone = await search(backend, 0)
     n_steps.append(backend.policy_counts.n_steps)
     together = await asyncio.gather(*(search(backend, number) for number in range(N_SEARCHES)))
     n_steps.append(backend.policy_counts.n_steps)
     stats = backend.stats()
     return {
         "alone": alone,
-        "together": together,
+        "together": [ids for ids, _ in together],
         "n_steps_alone": n_steps[1] - n_steps[0],
         "n_steps_together": n_steps[2] - n_steps[1],
+        "n_value_tokens_of_searches": n_read_alone + sum(n_read for _, n_read in together),
         "n_value_tokens_read": stats.n_value_tokens_read,
         "n_value_tokens_cached": stats.n_value_tokens_cached,
     }
@@ -125,13 +138,24 @@ async def values(backend: VllmBackend, path: str) -> dict[str, Any]:
     ids = [3 + (i * 7) % 30 for i in range(90)]
     sequences = [ids[:n] for n in (1, 40, 89, 90)]
     with torch.no_grad():
-        everywhere = values_at_every_position(model, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))
+        expected = values_at_every_position(model, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))
+    everywhere = await backend.score_all(ids)
     return {
-        "score": await backend.score(sequences),
+        "score": (await backend.score(sequences)).values,
         "score_expected": ReencodingScorer(model, batch_size=4).score(sequences),
-        "score_all": await backend.score_all(ids),
-        "score_all_expected": everywhere[0].tolist(),
+        "score_all": everywhere.values,
+        "n_read_by_score_all": everywhere.n_tokens_read,
+        "score_all_expected": expected[0].tolist(),
     }
+
+
+def likeliest(policy: str, prompt: list[int], token_ids: list[int]) -> list[list[tuple[int, float]]]:
+    """The N_TOP likeliest tokens at the place of each token, by transformers."""
+    model = load_policy(policy, dtype=torch.float32)
+    with torch.no_grad():
+        logp = model(torch.tensor([[*prompt, *token_ids]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    top = logp.topk(N_TOP)
+    return [list(zip(*at, strict=True)) for at in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
 
 
 async def run(backend: VllmBackend, value: str) -> dict[str, Any]:
@@ -162,6 +186,7 @@ def main(output: str, policy: str, value: str) -> None:
         max_model_len=N_POSITIONS,
     )
     results = asyncio.run(run(backend, value))
+    results["likeliest"] = likeliest(policy, PROMPTS[0], results["sampled"]["with_top"]["token_ids"])
     Path(output).write_text(json.dumps({**results, "by_vllm_engine": expected}))
 
 
