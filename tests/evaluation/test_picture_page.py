@@ -79,9 +79,9 @@ def test_values_are_those_of_the_states_before_each_token(answered: Path) -> Non
     visual = visual_ids(tokenizer).to_tokens(torch.tensor(record.tokens)).tolist()
     scorer = ReencodingScorer(load_value_model(value, dtype=torch.float32), batch_size=4)
     expected = scorer.score([ids + visual[:k] for k in range(9)])
-    assert record.values == pytest.approx(expected, abs=1e-6)
+    assert record.values == pytest.approx(expected, rel=1e-5, abs=1e-5)  # float32
     assert record.advantages is not None and record.values is not None
-    assert sum(record.advantages) == pytest.approx(record.grade.strict - record.values[0], abs=1e-5)
+    assert sum(record.advantages) == pytest.approx(record.grade.strict - record.values[0], abs=1e-4)
 
 
 def test_methods_without_pictures_are_refused_with_those_that_are_there(answered: Path) -> None:
