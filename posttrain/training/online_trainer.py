@@ -168,8 +168,8 @@ def _split(groups: Sequence[Group], sizes: Sequence[int]) -> list[Sequence[Group
 
 def _require_whole_weights(trainer: OnlineTrainer) -> None:
     """Raises ValueError where an engine shards the weights: the sampler runs the policy outside of the engine."""
-    state = trainer.accelerator.state
-    is_zero3 = trainer.is_deepspeed_enabled and state.deepspeed_plugin.zero_stage == 3
+    deepspeed = trainer.accelerator.state.deepspeed_plugin
+    is_zero3 = deepspeed is not None and deepspeed.zero_stage == 3
     if trainer.is_fsdp_enabled or is_zero3:
         raise ValueError(
             "the weights would be sharded over processes, but every process samples from a whole policy: launch with "
