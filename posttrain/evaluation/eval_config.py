@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,13 +12,17 @@ from posttrain.data.problems import TemplateName
 from posttrain.evaluation.decoding import (
     Decoding,
     Greedy,
+    LikelihoodBeam,
     LogRatioBeam,
     Sampled,
+    ValueRerank,
     asks_values,
     parse_decoding,
     require_distinct_records,
 )
 from posttrain.evaluation.search_options import SearchOptions
+
+TOKEN_BEAMS = (LikelihoodBeam, LogRatioBeam, ValueRerank)
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,17 @@ class AskConfig(SearchOptions):
         default=None, metadata={"help": "token budget of one answer; default: the protocol's, 512 without one"}
     )
     temperature: float = field(default=1.0, metadata={"help": "temperature of samples and beam steps"})
+    top_k: int = field(default=0, metadata={"help": "cut samples to so many of the likeliest tokens; 0 is off"})
+    guidance: float = field(
+        default=1.0,
+        metadata={
+            "help": "classifier-free guidance g: tokens are drawn from u + g (c - u), the logits c with the prompt "
+            "and u with `unconditional` in its place; 1: the policy as it is"
+        },
+    )
+    unconditional: str | None = field(
+        default=None, metadata={"help": "the prompt of guidance that asks for nothing, such as <bov>"}
+    )
     top_p: float = field(default=1.0, metadata={"help": "cut samples to the likeliest tokens with this mass"})
     cached_value_tokens: int = field(
         default=0,
@@ -137,6 +153,8 @@ def decodings_of(config: EvalConfig) -> list[Decoding]:
         raise ValueError(
             f"engine {config.engine} decodes greedy and sample:N; searches read the networks themselves: transformers"
         )
+    if config.engine == "url" and config.top_k:
+        raise ValueError(f"top_k is {config.top_k}, which OpenAI's API does not have: set top_p instead")
     if (config.engine == "url") != (config.url is not None):
         raise ValueError(f"engine is {config.engine} and url {config.url}: set --engine url --url URL, or neither")
     if config.engine == "url" and config.value_model is not None:
@@ -146,12 +164,25 @@ def decodings_of(config: EvalConfig) -> list[Decoding]:
             raise ValueError(f"{text} goes by value: set value_model, or leave it out of decoding")
     if config.value_model is None and config.values_output is not None:
         raise ValueError("values_output needs a value model: set value_model")
+    _check_guidance(config, decodings)
     if config.reference is None and any(isinstance(d, LogRatioBeam) for d in decodings):
         raise ValueError(
             "a log-ratio search reads two networks: set reference to the model that the policy was trained against, "
             "or leave log_ratio:... out of decoding"
         )
     return decodings
+
+
+def _check_guidance(config: EvalConfig, decodings: Sequence[Decoding]) -> None:
+    if config.guidance == 1:
+        return
+    if config.unconditional is None:
+        raise ValueError(f"guidance is {config.guidance}: set unconditional to the prompt that asks for nothing")
+    if config.engine != "transformers":
+        raise ValueError(f"guidance is {config.guidance}, which engine {config.engine} does not have: transformers")
+    unguided = [text for text, d in zip(config.decoding, decodings, strict=True) if isinstance(d, TOKEN_BEAMS)]
+    if unguided:
+        raise ValueError(f"{unguided[0]} reads the policy itself, without guidance: leave it out, or set guidance 1")
 
 
 def name_of(config: AskConfig) -> str:

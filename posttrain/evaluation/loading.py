@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from posttrain.data.encode import encode_prompt
 from posttrain.data.problems import PromptTemplate
 from posttrain.data.tokenizer_card import require_same_tokens
 from posttrain.evaluation.completing import LocalCompleter, RemoteCompleter
@@ -24,6 +25,7 @@ from posttrain.models.value import load_value_model
 from posttrain.pretrained import load_tokenizer
 from posttrain.rewards.pool import GradingPool
 from posttrain.rollout.engines import load_engine, longest_sequence
+from posttrain.rollout.guided_engine import GuidedEngine
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.sampling import SamplingEngine
 from posttrain.schema import Problem
@@ -78,6 +80,15 @@ def load_answering(config: EvalConfig, problems: Sequence[Problem]) -> Iterator[
             batch_size=config.batch_size,
             max_tokens=lambda: longest_sequence(problems, tokenizer, budget),
         )
+        if config.unconditional is not None and isinstance(engine, TransformersEngine):
+            engine = GuidedEngine(
+                engine.model,
+                tokenizer,
+                unconditional=encode_prompt(config.unconditional, tokenizer),
+                guidance=config.guidance,
+                batch_size=config.batch_size,
+                device=engine.device,
+            )
         value_model, scorer = _value(config, tokenizer, engine)
         log_ratio = _log_ratio(config, tokenizer, engine)
         local = LocalCompleter(engine, tokenizer)

@@ -63,6 +63,7 @@ class Answering:
             max_new_tokens=self.max_new_tokens,
             temperature=self.config.temperature if temperature is None else temperature,
             top_p=self.config.top_p if temperature is None else 1.0,
+            top_k=self.config.top_k if temperature is None else 0,
             seed=self.config.seed,
             stop=self.protocol.stop,
         )

@@ -115,7 +115,10 @@ def _ask(config: EvalConfig) -> Asked:
 def _settings(config: EvalConfig, decoding: Decoding, hashes: Mapping[str, str | None]) -> dict[str, object]:
     """What the answers of one decoding depend on: of the config, and of the networks, which `hashes` tells apart."""
     names = ["engine", "dtype", "seed", "max_new_tokens"]
+    # Named only where they are in use: answers of versions without them are still found.
     names += ["trees"] if config.trees else []
+    names += ["guidance", "unconditional"] if config.guidance != 1 else []
+    names += ["top_k"] if config.top_k and isinstance(decoding, Sampled | Chosen | Stepwise) else []
     networks = ["model"]
     match decoding:
         case Sampled():
