@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from posttrain.config import load_config
+from posttrain.training.visual_pg_config import VisualPgConfig
 
 RECIPE = Path(__file__).resolve().parent.parent.parent / "recipes/selftok/full_scale/visual_pg.yaml"
 
 
 def test_recipe_of_the_full_scale_has_the_published_settings():
-    verb = pytest.importorskip("posttrain.training.visual_pg_config", reason="the verb visual-pg is not in this tree")
-    config = load_config(verb.VisualPgConfig, ["--config", str(RECIPE)], prog="posttrain visual-pg")
+    config = load_config(VisualPgConfig, ["--config", str(RECIPE)], prog="posttrain visual-pg")
     assert (config.samples_per_prompt, config.alpha, config.learning_rate) == (24, 0.04, 1.5e-6)
     assert (config.objective, config.baseline, config.advantage_scale) == ("reinforce", "group_mean", "group_std")
     assert config.kl == "ref_k3"

@@ -126,7 +126,7 @@ def test_without_diffusers_the_error_names_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     for name in [name for name in sys.modules if name.startswith("diffusers.")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(ImportError, match="pip install 'diffusers"):
+    with pytest.raises(ImportError, match=r"pip install 'posttrain\[selftok"):
         SD3Latents(tmp_path, dtype=torch.float32, device=torch.device("cpu"))
 
 

@@ -31,7 +31,7 @@ class SD3Latents:
             from diffusers import AutoencoderKL  # pyright: ignore[reportMissingImports] - an extra
         except ImportError as error:
             raise ImportError(
-                "SD3's autoencoder needs the package diffusers, which is not installed: pip install 'diffusers>=0.31'"
+                "SD3's autoencoder needs diffusers, which is not installed: pip install 'posttrain[selftok]'"
             ) from error
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(
