@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AddedToken, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from posttrain.pretrained import load_tokenizer
 from posttrain.vision.visual_text import BOV, VisualIds, visual_ids
