@@ -19,7 +19,15 @@ import numpy as np
 
 from posttrain.evaluation.figures import figure, legend_below
 from posttrain.evaluation.picture_table import gain_table, picture_table
-from posttrain.evaluation.records import ANSWERS, answers_file, read_records, split_method, write_packed_records
+from posttrain.evaluation.records import (
+    ANSWERS,
+    MethodBudget,
+    answers_file,
+    group_records,
+    read_records,
+    split_method,
+    write_packed_records,
+)
 from posttrain.evaluation.run_folder import seed_folders
 from posttrain.evaluation.statistics import seed_interval
 from posttrain.evaluation.tables import NOT_APPLICABLE, Table, points_interval, replace_between
@@ -81,8 +89,22 @@ def tables() -> Iterator[str]:
     yield "### Held-out prompts, Selftok in small: pictures that pass every check\n"
     yield picture_table(records, [method for method in METHODS if method in known]).to_markdown()
     yield gain_table(records, [pair for pair in PAIRS if known.issuperset(pair)]).to_markdown()
+    yield distinct_table(records, [method for method in (BEFORE, AFTER, OFFLINE) if method in known]).to_markdown()
     yield "### Four tokenizers\n"
     yield tokenizer_table().to_markdown()
+
+
+def distinct_table(records: Sequence[AnswerRecord], methods: Sequence[MethodBudget]) -> Table:
+    """How many of a prompt's samples are different, token by token; the mean over prompts and seeds."""
+    rows = []
+    for method, own in group_records(records).items():
+        by_prompt: dict[tuple[int, str], list[str]] = {}
+        for record in own if method in methods else ():
+            by_prompt.setdefault((record.seed, record.task_id), []).append(record.text)
+        if by_prompt:
+            distinct = mean(len(set(texts)) for texts in by_prompt.values())
+            rows.append((method[0], f"{distinct:.1f} of {max(map(len, by_prompt.values()))}"))
+    return Table(("method", "different pictures of a prompt"), tuple(sorted(rows, reverse=True)))
 
 
 def tokenizer_table() -> Table:

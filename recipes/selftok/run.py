@@ -88,7 +88,8 @@ def run_one(config: RunConfig, name: str, seed: int) -> None:
     if config.offline:
         run_offline(stages, output, sft, seed)
     answers = ("--answers", output / "answers.jsonl", "--problems", output / "held_out.jsonl")
-    stages.run(Stage("page", "vision page", (*answers, "--output", output / "pictures.html")))
+    value = ("--value_model", output / "oreo" / "value") if config.offline else ()
+    stages.run(Stage("page", "vision page", (*answers, *value, "--output", output / "pictures.html")))
 
 
 def run_offline(stages: OnceStages, output: Path, sft: Path, seed: int) -> None:

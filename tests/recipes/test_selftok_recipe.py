@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from posttrain.evaluation.records import read_records
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+def module_at(path: str, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -36,6 +46,11 @@ def test_smoke_runs_every_stage_once_and_ends_in_the_tables(tmp_path: Path) -> N
     again = run(*asked)
     assert again.returncode == 0
     assert again.stdout.count("finished before") == len((folder / "finished.jsonl").read_text().splitlines())
+
+
+def test_tables_of_the_page_are_made_of_the_records() -> None:
+    record = module_at("evals/record_selftok.py", "record_selftok")
+    assert "\n".join(record.tables()) in record.README.read_text(encoding="utf-8")
 
 
 def test_unknown_tokenizers_are_refused_with_those_that_are_there() -> None:
