@@ -29,8 +29,7 @@ from posttrain.evaluation.records import (
     write_packed_records,
 )
 from posttrain.evaluation.run_folder import seed_folders
-from posttrain.evaluation.statistics import seed_interval
-from posttrain.evaluation.tables import NOT_APPLICABLE, Table, points_interval, replace_between
+from posttrain.evaluation.tables import Table, replace_between
 from posttrain.provenance import RUN_CARD
 from posttrain.schema import AnswerRecord
 from posttrain.training.metrics import METRICS
@@ -116,8 +115,6 @@ def tokenizer_table() -> Table:
         ends = [_curve(folder, "tokenizer")[-1] for folder in seeds]
         found = gain_table(answers_of(name), [(AFTER, BEFORE)]).rows[0]
         means = [picture_table(answers_of(name), [method]).rows[0][-2] for method in (BEFORE, AFTER)]
-        gains = [float(gain) / 100 for gain in found[3].split(", ")]
-        interval = points_interval(seed_interval(gains)) if len(gains) > 1 else NOT_APPLICABLE
         rows.append(
             (
                 NAMES[name],
@@ -125,7 +122,7 @@ def tokenizer_table() -> Table:
                 ", ".join(f"{100 * end['eval_strict']:.1f}" for end in ends),
                 f"{mean(end['eval_psnr'] for end in ends):.1f}",
                 *means,
-                f"{found[1]} {interval} ({found[3]})",
+                f"{found[1]} {found[2]} ({found[3]})",
             )
         )
     return Table(header, tuple(rows))
