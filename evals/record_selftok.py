@@ -46,6 +46,7 @@ NAMES = {
 }
 COPIED = (RUN_CARD, f"*/{RUN_CARD}", f"*/{METRICS}", "samples.summary.json", "pictures.png")
 KEPT = ("greedy", "sample", "best_of_n", "value_rerank")
+SCHEDULES = "schedules"
 BEFORE, AFTER, OFFLINE = ("sft/sample", 1), ("pg/sample", 1), ("oreo/sample", 1)
 METHODS = (
     *((f"{policy}/{how}", 1) for policy in ("sft", "pg", "oreo") for how in ("sample", "greedy")),
@@ -91,6 +92,8 @@ def tables() -> Iterator[str]:
     yield distinct_table(records, [method for method in (BEFORE, AFTER, OFFLINE) if method in known]).to_markdown()
     yield "### Four tokenizers\n"
     yield tokenizer_table().to_markdown()
+    yield "### Which tokens a noise level sees, seed 0\n"
+    yield schedule_table().to_markdown()
 
 
 def distinct_table(records: Sequence[AnswerRecord], methods: Sequence[MethodBudget]) -> Table:
@@ -125,6 +128,21 @@ def tokenizer_table() -> Table:
                 f"{found[1]} {found[2]} ({found[3]})",
             )
         )
+    return Table(header, tuple(rows))
+
+
+def schedule_table() -> Table:
+    """What the renderer keeps under each schedule, and the error of pictures from the first tokens alone."""
+    folders = {"stages (2, 2, 2, 2, 1)": STUDY / "selftok" / "seed-0" / "tokenizer"}
+    folders |= {folder.parent.name: folder for folder in sorted((STUDY / SCHEDULES).glob("*/seed-0"))}
+    shown = (0, 3, 6, 9)
+    rows = []
+    for name, folder in folders.items():
+        end = json.loads((folder / METRICS).read_text(encoding="utf-8").splitlines()[-1])
+        errors = (f"{end[f'eval_prefix_mse_{k}']:.3f}" for k in shown)
+        n_codes = f"{end['eval_n_codes_used']:.0f}, {end['eval_position_perplexity']:.0f}"
+        rows.append((name, f"{100 * end['eval_strict']:.1f}", n_codes, *errors))
+    header = ("schedule", "strict, %", "codes used, per position", *(f"error from {k} tokens" for k in shown))
     return Table(header, tuple(rows))
 
 
@@ -165,12 +183,18 @@ def _curve(folder: Path, stage: str) -> Sequence[dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, help="the output folder of recipes/selftok/run.py")
+    parser.add_argument("--schedules", type=Path, help="a folder SCHEDULE/seed-N of posttrain vision train --schedule")
     given = parser.parse_args()
     if given.runs is not None:
         for name in (name for name in NAMES if (given.runs / name).is_dir()):
             for folder in seed_folders(given.runs / name):
                 if (folder / "pictures.png").is_file():  # the last stage
                     record_run(folder, STUDY / name / folder.name)
+    for file in sorted(given.schedules.glob(f"*/seed-0/{METRICS}")) if given.schedules is not None else ():
+        place = STUDY / SCHEDULES / file.parent.relative_to(given.schedules)
+        place.mkdir(parents=True, exist_ok=True)
+        for name in (METRICS, RUN_CARD):
+            shutil.copy(file.with_name(name), place / name)
     draw_rewards(STUDY / "rewards.png")
     draw_prefixes(STUDY / "prefixes.png")
     text = README.read_text(encoding="utf-8")
