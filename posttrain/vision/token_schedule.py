@@ -17,6 +17,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+_ROUNDING = 1e-9
 FIFTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -70,7 +71,8 @@ class TokenSchedule:
         counts = torch.tensor(self.k_per_stage, dtype=torch.float64, device=t.device)
         before = torch.tensor((0, *accumulate(self.k_per_stage[:-1])), device=t.device)
         lo, hi = edges[:-1][stage], edges[1:][stage]
-        within = ((time - lo) * counts[stage] / (hi - lo)).floor().long()
+        # A time such as 0.175, which binary fractions miss, may not fall below the whole number that it stands for.
+        within = ((time - lo) * counts[stage] / (hi - lo) + _ROUNDING).floor().long()
         return (self.n_always + before[stage] + within).clamp(max=self.n_tokens - 1)
 
     def is_visible(self, t: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from posttrain.vision.selftok_release.layout import kappa
 from posttrain.vision.token_schedule import (
     FIFTHS,
     TokenOrder,
@@ -25,6 +26,12 @@ def test_paper_table_has_the_published_boundary_values():
     # 192 tokens in the first fifth: at .1999 floor(.1999 * 192 / .2) = floor(191.9); then 192 + 184 = 376.
     t = torch.tensor([0.0, 0.1999, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert schedule.kappa(t).tolist() == [0, 191, 192, 376, 448, 496, 511]
+
+
+def test_every_thousandth_of_the_time_shows_what_whole_numbers_say():
+    schedule = selftok_schedule(512)
+    times = torch.arange(1001, dtype=torch.float64) / 1000
+    assert schedule.kappa(times).tolist() == [kappa(step, (192, 184, 72, 48, 16)) for step in range(1001)]
 
 
 def test_uniform_schedule_shows_floor_of_t_times_k():
