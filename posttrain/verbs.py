@@ -83,30 +83,6 @@ VERBS = (
         function="posttrain.data.contamination:data_contamination",
     ),
     Verb(
-        "vision problems",
-        "Write prompts of drawn pictures as problems, which eval run, search and collect answer.",
-        config="posttrain.data.picture_problems:PictureProblemsConfig",
-        function="posttrain.data.picture_problems:write_picture_problems",
-    ),
-    Verb(
-        "vision rows",
-        "Write drawn pictures as rows to imitate, from a prompt to visual tokens.",
-        config="posttrain.data.picture_rows:PictureRowsConfig",
-        function="posttrain.data.picture_rows:write_picture_rows",
-    ),
-    Verb(
-        "vision policy",
-        "Write an untrained language model over words and visual tokens.",
-        config="posttrain.models.picture_policy:PicturePolicyConfig",
-        function="posttrain.models.picture_policy:write_picture_policy",
-    ),
-    Verb(
-        "vision page",
-        "Draw the answers to picture problems as a page: pictures, checks, the value of every token.",
-        config="posttrain.evaluation.picture_page:PicturePageConfig",
-        function="posttrain.evaluation.picture_page:write_picture_page",
-    ),
-    Verb(
         "inspect credit",
         "Show which tokens of an answer a policy credits beside its reference, and a value model's steps.",
         config="posttrain.evaluation.inspect_credit:CreditConfig",
@@ -201,6 +177,30 @@ VERBS = (
         "Measure what a visual tokenizer keeps: strict reward, PSNR, SSIM, code use, pictures from prefixes.",
         config="posttrain.vision.files:VisionEvalConfig",
         function="posttrain.vision.files:evaluate_tokenizer",
+    ),
+    Verb(
+        "vision problems",
+        "Write prompts of drawn pictures as problems, which eval run, search and collect answer.",
+        config="posttrain.data.picture_problems:PictureProblemsConfig",
+        function="posttrain.data.picture_problems:write_picture_problems",
+    ),
+    Verb(
+        "vision rows",
+        "Write drawn pictures as rows to imitate, from a prompt to visual tokens.",
+        config="posttrain.data.picture_rows:PictureRowsConfig",
+        function="posttrain.data.picture_rows:write_picture_rows",
+    ),
+    Verb(
+        "vision policy",
+        "Write an untrained language model over words and visual tokens.",
+        config="posttrain.models.picture_policy:PicturePolicyConfig",
+        function="posttrain.models.picture_policy:write_picture_policy",
+    ),
+    Verb(
+        "vision page",
+        "Draw the answers to picture problems as a page: pictures, checks, the value of every token.",
+        config="posttrain.evaluation.picture_page:PicturePageConfig",
+        function="posttrain.evaluation.picture_page:write_picture_page",
     ),
     Verb(
         "serve",

@@ -91,7 +91,8 @@ def test_grader_gives_the_grade_of_its_protocol(name, gold, completion, expected
 
 
 def test_unknown_grader_is_an_error_that_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"grader is 'exact', needs 'final_number', .* or 'reasoning_gym"):
+    known = r"'final_number', .*, 'reasoning_gym:<dataset>' or 'picture:<folder>'"
+    with pytest.raises(ValueError, match=f"grader is 'exact', needs {known}"):
         grader_named("exact")
 
 
