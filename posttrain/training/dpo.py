@@ -26,7 +26,7 @@ from posttrain.provenance import hash_data, write_run_card
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
 from posttrain.training.metrics import MetricsFile
 from posttrain.training.reference_samples import read_reference_samples
-from posttrain.training.run_config import RunConfig
+from posttrain.training.run_config import RowsConfig
 from posttrain.training.trl_trainers import DpoTrainer
 from posttrain.training.without_accelerator import choose_cpu
 
@@ -34,7 +34,7 @@ Pair = dict[str, list[int]]  # prompt_ids, chosen_ids, rejected_ids
 
 
 @dataclass(kw_only=True)
-class DpoBaselineConfig(RunConfig, DPOConfig):
+class DpoBaselineConfig(RowsConfig, DPOConfig):
     """Train a causal LM with DPO against its frozen starting point (arXiv 2305.18290), through trl's DPOTrainer."""
 
     reference: str | None = field(

@@ -23,7 +23,7 @@ from posttrain.provenance import write_run_card
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
 from posttrain.training.dpo import answer_start, load_policy_and_reference
 from posttrain.training.metrics import MetricsFile
-from posttrain.training.run_config import RunConfig
+from posttrain.training.run_config import RowsConfig
 from posttrain.training.trl_trainers import KtoTrainer
 from posttrain.training.without_accelerator import choose_cpu
 
@@ -31,7 +31,7 @@ Answer = dict[str, list[int] | bool]  # prompt_ids, completion_ids, label
 
 
 @dataclass(kw_only=True)
-class KtoBaselineConfig(RunConfig, KTOConfig):
+class KtoBaselineConfig(RowsConfig, KTOConfig):
     """Train a causal LM with KTO against its frozen starting point (arXiv 2402.01306), through trl's KTOTrainer."""
 
     reference: str | None = field(

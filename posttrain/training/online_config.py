@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from posttrain.training.objective_arguments import ObjectiveArguments
 from posttrain.training.run_config import RunConfig
 from posttrain.training.without_accelerator import choose_cpu
 
@@ -44,7 +44,7 @@ class EvenGroups(StrEnum):
 
 
 @dataclass(kw_only=True)
-class OnlineConfig(RunConfig, TrainingArguments):
+class OnlineConfig(RunConfig, ObjectiveArguments):
     """Base of a verb that samples from the policy, rewards the samples, learns from them, and samples again."""
 
     reference: str | None = field(
@@ -119,13 +119,6 @@ class OnlineConfig(RunConfig, TrainingArguments):
         default=0.2, metadata={"help": "grpo: no gain from a ratio above 1 + clip_high.", "group": "objective"}
     )
     learning_rate: float = field(metadata={"help": "Peak learning rate.", "group": "optimizer"})
-    policy_max_grad_norm: float | None = field(
-        default=1.0, metadata={"help": "Clip the gradient to this L2 norm; null: never.", "group": "optimizer"}
-    )
-    log_prob_chunk_size: int = field(
-        default=1024,
-        metadata={"help": "Positions whose logits exist at a time; lower saves memory.", "group": "memory"},
-    )
     # Inherited from TrainingArguments, with the meaning and the defaults that this trainer needs.
     per_device_train_batch_size: int = field(
         default=16,
@@ -136,12 +129,6 @@ class OnlineConfig(RunConfig, TrainingArguments):
         },
     )
     max_steps: int = field(default=-1, metadata={"help": "Not used: rounds times updates_per_round."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Off: see policy_max_grad_norm."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Off: prompts are encoded already."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off: NaN and Inf stop the run instead."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Off: every parameter receives a gradient in every step."}
-    )
 
     def __post_init__(self) -> None:
         n_steps = self.rounds * self.updates_per_round

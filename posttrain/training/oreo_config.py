@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
-
 from posttrain.data.collate import StateLevel
 from posttrain.data.sources import OnBadRow
 from posttrain.losses.oreo import REWARD_MAP
 from posttrain.models.reference import ReferenceFrom
 from posttrain.models.roles import Roles
-from posttrain.training.run_config import RunConfig
+from posttrain.training.objective_arguments import ObjectiveArguments
+from posttrain.training.run_config import RowsConfig
 from posttrain.training.without_accelerator import choose_cpu
 
 
 @dataclass(kw_only=True)
-class OreoConfig(RunConfig, TrainingArguments):
+class OreoConfig(RowsConfig, ObjectiveArguments):
     """Train a policy and its value function with OREO on rows that carry rewards.
 
     The hyper-parameters of the paper are in recipes/oreo.
@@ -152,10 +151,6 @@ class OreoConfig(RunConfig, TrainingArguments):
     value_learning_rate: float = field(
         metadata={"help": "Peak learning rate of the value model.", "group": "optimizer"}
     )
-    policy_max_grad_norm: float | None = field(
-        default=1.0,
-        metadata={"help": "Clip the policy's gradient to this L2 norm; null: never.", "group": "optimizer"},
-    )
     value_max_grad_norm: float | None = field(
         default=1.0, metadata={"help": "Clip the value's gradient to this L2 norm; null: never.", "group": "optimizer"}
     )
@@ -167,21 +162,11 @@ class OreoConfig(RunConfig, TrainingArguments):
             "group": "memory",
         },
     )
-    log_prob_chunk_size: int = field(
-        default=1024,
-        metadata={"help": "Positions whose logits exist at a time; lower saves memory.", "group": "memory"},
-    )
     learning_rate: float | None = field(
         default=None, metadata={"help": "Not used: set policy_learning_rate and value_learning_rate."}
     )
     # Inherited from TrainingArguments, with the defaults that this trainer needs.
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW (the reference code's value)."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Off: the two networks are clipped apart."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Off: rows are encoded already."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off: NaN and Inf stop the run instead."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Off: every parameter receives a gradient in every step."}
-    )
 
     def __post_init__(self) -> None:
         if self.learning_rate not in (None, self.policy_learning_rate):

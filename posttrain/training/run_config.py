@@ -22,17 +22,6 @@ class RunConfig:
         default="float32",
         metadata={"help": "Dtype of the weights as loaded. With bf16=true keep float32 here.", "group": "models"},
     )
-    on_bad_row: OnBadRow = field(
-        default=OnBadRow.ERROR,
-        metadata={"help": "What a row that cannot be read does: stop, or be counted.", "group": "data"},
-    )
-    max_length: int = field(
-        default=2048,
-        metadata={"help": "Longest answer in tokens, prompt included; longer ones drop.", "group": "data"},
-    )
-    max_dropped_fraction: float = field(
-        default=0.05, metadata={"help": "Stop if more than this share of the answers is dropped.", "group": "data"}
-    )
     # Known to transformers or trl, with defaults that suit a small model on any machine.
     bf16: bool = field(default=False, metadata={"help": "Mixed precision in bfloat16.", "group": "memory"})
     gradient_checkpointing: bool = field(
@@ -48,4 +37,21 @@ class RunConfig:
             "help": "A checkpoint folder; or latest: the newest complete one, the start when there is none.",
             "group": "run",
         },
+    )
+
+
+@dataclass(kw_only=True)
+class RowsConfig(RunConfig):
+    """Base of a verb that learns from rows on file."""
+
+    on_bad_row: OnBadRow = field(
+        default=OnBadRow.ERROR,
+        metadata={"help": "What a row that cannot be read does: stop, or be counted.", "group": "data"},
+    )
+    max_length: int = field(
+        default=2048,
+        metadata={"help": "Longest answer in tokens, prompt included; longer ones drop.", "group": "data"},
+    )
+    max_dropped_fraction: float = field(
+        default=0.05, metadata={"help": "Stop if more than this share of the answers is dropped.", "group": "data"}
     )

@@ -23,7 +23,7 @@ from posttrain.pretrained import load_tokenizer
 from posttrain.provenance import write_run_card
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
 from posttrain.training.metrics import MetricsFile
-from posttrain.training.run_config import RunConfig
+from posttrain.training.run_config import RowsConfig
 from posttrain.training.trl_trainers import SftTrainer
 from posttrain.training.without_accelerator import choose_cpu
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class SftConfig(RunConfig, SFTConfig):
+class SftConfig(RowsConfig, SFTConfig):
     """Fine-tune a causal LM on the completions of prompt/completion rows or of trajectory rows, prompts excluded."""
 
     train_data: list[str] = field(

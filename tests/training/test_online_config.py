@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.config import ConfigError, load_config
+from posttrain.training.visual_pg_config import VisualPgConfig
 from tests.training.tiny_online import online_config
 
 
@@ -26,6 +28,13 @@ from tests.training.tiny_online import online_config
 def test_settings_that_contradict_each_other_are_refused(tmp_path: Path, changes: dict[str, object], message: str):
     with pytest.raises(ValueError, match=message):
         online_config(tmp_path / "policy", tmp_path, **changes)
+
+
+@pytest.mark.parametrize("key", ["max_length", "on_bad_row", "max_dropped_fraction"])
+def test_keys_of_rows_on_file_are_unknown_to_a_run_that_reads_none(key: str):
+    given = ["--model", "m", "--visual_tokenizer", "t", "--output_dir", "o", "--rounds", "1", f"--{key}", "1"]
+    with pytest.raises(ConfigError, match=f"unknown key '{key}'"):
+        load_config(VisualPgConfig, given, prog="posttrain visual-pg")
 
 
 def test_steps_of_a_run_are_its_rounds_times_its_updates(tmp_path: Path):
