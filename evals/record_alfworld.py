@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from posttrain.alfworld.games import Split
 from posttrain.alfworld.play import GameRecord
 from posttrain.evaluation.alfworld_baseline import read_game_records
 from posttrain.evaluation.comparison import compare, summarise
-from posttrain.evaluation.run_folder import seed_folders
+from posttrain.evaluation.run_folder import copy_files, seed_folders
 from posttrain.evaluation.tables import NOT_APPLICABLE, Table, comparison_table, percent_with_interval, replace_between
 from posttrain.provenance import RUN_CARD
 from posttrain.schema import AnswerRecord, FinishReason, Grade
@@ -30,6 +29,7 @@ README = HERE.parent / "recipes" / "alfworld" / "README.md"
 BEGIN, END = "<!-- results: python evals/record_alfworld.py -->", "<!-- end of results -->"
 GAMES = "games.jsonl"
 COPIED = (
+    RUN_CARD,
     "*.summary.json",
     f"*/{METRICS}",
     f"*/{RUN_CARD}",
@@ -44,10 +44,7 @@ PAIRS = ((2, 0), (1, 0), (3, 2), (3, 0))  # places in METHODS, a against b
 
 def record_run(run: Path, kept: Path) -> None:
     """Copy one seed's run card, what it collected and learned, and the records of its games."""
-    for file in (run / RUN_CARD, *(file for pattern in COPIED for file in sorted(run.glob(pattern)))):
-        place = kept / file.relative_to(run)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, place)
+    copy_files(run, kept, COPIED)
     (kept / f"{GAMES}.gz").write_bytes(gzip.compress((run / GAMES).read_bytes(), mtime=0))
 
 

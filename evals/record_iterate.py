@@ -7,14 +7,14 @@ python evals/record_iterate.py          only makes the table anew
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from posttrain.evaluation.records import ANSWERS, load_run_records, read_records, split_method, write_packed_records
-from posttrain.evaluation.run_folder import seed_folders
+from posttrain.evaluation.run_folder import copy_files, seed_folders
 from posttrain.evaluation.statistics import seed_interval
 from posttrain.evaluation.tables import Table, replace_between
+from posttrain.provenance import RUN_CARD
 from posttrain.schema import Grade
 from posttrain.training.metrics import METRICS
 
@@ -28,13 +28,7 @@ DECODINGS = (("greedy", 1), ("sample", 1), ("majority", 16), ("best_of_n", 16))
 
 def record_run(run: Path, kept: Path) -> None:
     """Copy one run's card, what each round sampled and learned, and the answers that the table compares."""
-    kept.mkdir(parents=True, exist_ok=True)
-    shutil.copy(run / "run.json", kept / "run.json")
-    for folder in sorted(run.glob("round-*")):
-        for file in (*folder.glob("samples.summary.json"), *folder.glob(f"*/{METRICS}")):
-            place = kept / file.relative_to(run)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, place)
+    copy_files(run, kept, (RUN_CARD, "round-*/samples.summary.json", f"round-*/*/{METRICS}"))
     seen: set[tuple[str, str, int]] = set()
     records = []
     for record in read_records(run / ANSWERS):

@@ -7,7 +7,6 @@ python evals/record_search.py                              only makes them anew
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from posttrain.evaluation.comparison import compare, summarise
 from posttrain.evaluation.plots import plot_accuracy_by_compute
 from posttrain.evaluation.records import ANSWERS, load_run_records, read_records, split_method, write_packed_records
 from posttrain.evaluation.run import CARDS
-from posttrain.evaluation.run_folder import seed_folders
+from posttrain.evaluation.run_folder import copy_files, seed_folders
 from posttrain.evaluation.tables import (
     NOT_APPLICABLE,
     Table,
@@ -27,6 +26,7 @@ from posttrain.evaluation.tables import (
     points_with_interval,
     replace_between,
 )
+from posttrain.provenance import RUN_CARD
 from posttrain.schema import AnswerRecord
 
 Answers = Mapping[tuple[str, int], Sequence[AnswerRecord]]
@@ -41,10 +41,7 @@ BASELINES = ("best_of_n", "majority")
 
 def record_run(run: Path, kept: Path) -> None:
     """Copy the run cards and the answers; of single samples the first of each problem."""
-    for card in sorted((run / CARDS).glob("*/run.json")):
-        place = kept / card.relative_to(run)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(card, place)
+    copy_files(run, kept, [f"{CARDS}/*/{RUN_CARD}"])
     seen: set[tuple[str, str, int]] = set()
     records = []
     for record in read_records(run / ANSWERS):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
@@ -28,7 +27,7 @@ from posttrain.evaluation.records import (
     split_method,
     write_packed_records,
 )
-from posttrain.evaluation.run_folder import seed_folders
+from posttrain.evaluation.run_folder import copy_files, seed_folders
 from posttrain.evaluation.tables import Table, replace_between
 from posttrain.provenance import RUN_CARD
 from posttrain.schema import AnswerRecord
@@ -44,7 +43,7 @@ NAMES = {
     "cells": "cells",
     "shifted": "shifted patches",
 }
-COPIED = (RUN_CARD, f"*/{RUN_CARD}", f"*/{METRICS}", "samples.summary.json", "pictures.png")
+COPIED = (RUN_CARD, f"*/{RUN_CARD}", f"*/{METRICS}", "*.summary.json", "pictures.png")
 KEPT = ("greedy", "sample", "best_of_n", "value_rerank")
 SCHEDULES = "schedules"
 BEFORE, AFTER, OFFLINE = ("sft/sample", 1), ("pg/sample", 1), ("oreo/sample", 1)
@@ -65,10 +64,7 @@ PAIRS = (
 
 def record_run(run: Path, kept: Path) -> None:
     """Copy one seed's cards, curves and contact sheet, and the answers that the tables compare."""
-    for file in (file for pattern in COPIED for file in sorted(run.glob(pattern))):
-        place = kept / file.relative_to(run)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, place)
+    copy_files(run, kept, COPIED)
     answers = [record for record in read_records(run / ANSWERS) if split_method(record.method)[1] in KEPT]
     write_packed_records(kept / f"{ANSWERS}.gz", answers)
 
@@ -190,11 +186,8 @@ def main() -> None:
             for folder in seed_folders(given.runs / name):
                 if (folder / "pictures.png").is_file():  # the last stage
                     record_run(folder, STUDY / name / folder.name)
-    for file in sorted(given.schedules.glob(f"*/seed-0/{METRICS}")) if given.schedules is not None else ():
-        place = STUDY / SCHEDULES / file.parent.relative_to(given.schedules)
-        place.mkdir(parents=True, exist_ok=True)
-        for name in (METRICS, RUN_CARD):
-            shutil.copy(file.with_name(name), place / name)
+    if given.schedules is not None:
+        copy_files(given.schedules, STUDY / SCHEDULES, [f"*/seed-0/{name}" for name in (METRICS, RUN_CARD)])
     draw_rewards(STUDY / "rewards.png")
     draw_prefixes(STUDY / "prefixes.png")
     text = README.read_text(encoding="utf-8")

@@ -9,9 +9,10 @@ import random
 from dataclasses import dataclass
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from benchmarks.measure import Step
+from benchmarks.networks import smollm2_proportions
 from benchmarks.packing.lengths import typical_batch
 from posttrain.data.collate import StateLevel, collate
 from posttrain.losses import oreo_token, total
@@ -70,16 +71,7 @@ def oreo_step(case: Case, *, is_packed: bool) -> Step:
 def make_networks(case: Case, *, is_packed: bool) -> ActorCritic:
     """As after some training: reference, policy and value differ, or the first loss would be the mean of R² alone."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=case.n_vocabulary,
-        hidden_size=case.width,
-        intermediate_size=8 * case.width // 3,
-        num_hidden_layers=case.n_layers,
-        num_attention_heads=case.width // 64,
-        num_key_value_heads=case.width // 192,
-        tie_word_embeddings=True,
-        num_labels=1,
-    )
+    config = smollm2_proportions(n_vocabulary=case.n_vocabulary, width=case.width, n_layers=case.n_layers)
     policy = LlamaForCausalLM(config)
     reference = frozen_copy(policy)
     value = LlamaForSequenceClassification(config)

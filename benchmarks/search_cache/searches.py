@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import (
-    LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedModel,
@@ -22,6 +21,7 @@ from transformers import (
 )
 
 from benchmarks.measure import Step
+from benchmarks.networks import smollm2_proportions
 from posttrain.models.prefix_cache import PrefixCache
 from posttrain.models.value import ValueHead
 from posttrain.rollout.transformers_engine import TransformersEngine
@@ -114,16 +114,7 @@ def scoring(name: str, networks: Networks) -> Step:
 
 def make_networks(case: Case) -> Networks:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=case.n_vocabulary,
-        hidden_size=case.width,
-        intermediate_size=8 * case.width // 3,
-        num_hidden_layers=case.n_layers,
-        num_attention_heads=case.width // 64,
-        num_key_value_heads=case.width // 192,
-        tie_word_embeddings=True,
-        num_labels=1,
-    )
+    config = smollm2_proportions(n_vocabulary=case.n_vocabulary, width=case.width, n_layers=case.n_layers)
     policy = LlamaForCausalLM(config).eval()
     value = LlamaForSequenceClassification(config).eval()
     value.base_model.load_state_dict(policy.base_model.state_dict())

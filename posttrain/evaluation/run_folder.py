@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,18 @@ def seed_folders(run: Path) -> tuple[Path, ...]:
     """RUN/seed-N in order of N, or RUN itself when it has none."""
     numbered = [(int(path.name[5:]), path) for path in run.glob("seed-*") if re.fullmatch(r"seed-\d+", path.name)]
     return tuple(path for _, path in sorted(numbered)) or (run,)
+
+
+def copy_files(run: Path, kept: Path, patterns: Iterable[str]) -> None:
+    """Copy the files of a run folder that match any of the glob patterns to the same places under `kept`.
+
+    Raises FileNotFoundError for a pattern that is a plain path and is not there.
+    """
+    for pattern in patterns:
+        for file in sorted(run.glob(pattern)) if "*" in pattern else [run / pattern]:
+            place = kept / file.relative_to(run)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place)
 
 
 def load_run(run: Path) -> Run:

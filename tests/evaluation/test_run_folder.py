@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from posttrain.evaluation.run_folder import RunFolderError, load_run, read_curves, read_solutions, seed_folders
+from posttrain.evaluation.run_folder import (
+    RunFolderError,
+    copy_files,
+    load_run,
+    read_curves,
+    read_solutions,
+    seed_folders,
+)
 from tests.evaluation.synthetic_run import write_run, write_study
 
 SOLUTION = {
@@ -93,3 +100,15 @@ def test_a_solution_without_step_ends_says_so(tmp_path):
     row = {name: entry for name, entry in SOLUTION.items() if name != "step_ends"}
     with pytest.raises(RunFolderError, match="step_ends: missing"):
         read_solutions(write_line(tmp_path / "values.jsonl", row))
+
+
+def test_copied_files_keep_their_places_and_a_plain_path_must_be_there(tmp_path):
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    for name in ("run.json", "sft/metrics.jsonl", "sft/weights.bin", "oreo/metrics.jsonl"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(name)
+    copy_files(run, kept, ("run.json", "*/metrics.jsonl", "*.png"))
+    found = {str(file.relative_to(kept)): file.read_text() for file in kept.rglob("*") if file.is_file()}
+    assert found == {name: name for name in ("run.json", "sft/metrics.jsonl", "oreo/metrics.jsonl")}
+    with pytest.raises(FileNotFoundError, match=r"pictures\.png"):
+        copy_files(run, kept, ("pictures.png",))
