@@ -80,7 +80,9 @@ def load_answering(config: EvalConfig, problems: Sequence[Problem]) -> Iterator[
             batch_size=config.batch_size,
             max_tokens=lambda: longest_sequence(problems, tokenizer, budget),
         )
-        if config.unconditional is not None and isinstance(engine, TransformersEngine):
+        if config.guidance != 1:
+            assert isinstance(engine, TransformersEngine)  # checked, as the next, when the config was read
+            assert config.unconditional is not None
             engine = GuidedEngine(
                 engine.model,
                 tokenizer,

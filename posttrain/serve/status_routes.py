@@ -18,7 +18,8 @@ def health_route(service: Service) -> APIRouter:
     @routes.get("/health", responses={200: {"model": Status}, 503: {"model": Status, "description": "restart it"}})
     async def health() -> Response:
         """The process answers and its networks run; asks for no key."""
-        return _status("ok" if service.backend.is_alive else "dead", is_well=service.backend.is_alive)
+        is_alive = service.backend.is_alive
+        return _status("ok" if is_alive else "dead", is_well=is_alive)
 
     return routes
 
