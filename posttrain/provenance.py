@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,7 +86,7 @@ def hash_data(*paths: str | Path) -> dict[str, str]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON, all of it or nothing; floats survive bit for bit.
+    """Write `content` as JSON, all of it or nothing; floats survive bit for bit; of several writers the last one wins.
 
     Raises TypeError naming the file when `content` holds a type that JSON has not.
     """
@@ -93,7 +94,7 @@ def write_json(path: Path, content: Any) -> None:
         text = json.dumps(content, indent=1)
     except TypeError as error:
         raise TypeError(f"{path.name}: {error}; state is stored as safetensors and JSON only") from error
-    unfinished = path.with_name(f".{path.name}.partial")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
     unfinished.write_text(text + "\n")
     unfinished.replace(path)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 import posttrain
-from posttrain.provenance import command_line, git_state, hash_data, write_run_card
+from posttrain.provenance import command_line, git_state, hash_data, write_json, write_run_card
 
 
 def test_card_holds_config_seeds_versions_and_command_when_written(tmp_path: Path) -> None:
@@ -72,3 +73,16 @@ def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(
         ["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True
     ).stdout.strip()
+
+
+def test_json_written_by_many_at_once_is_whole_and_none_of_them_fails(tmp_path: Path) -> None:
+    path, contents = tmp_path / "outcome.json", [{"writer": k, "padding": "x" * 10_000} for k in range(8)]
+
+    def write(content: dict[str, object]) -> None:
+        for _ in range(50):
+            write_json(path, content)
+            assert json.loads(path.read_text()) in contents
+
+    with ThreadPoolExecutor(len(contents)) as pool:
+        list(pool.map(write, contents))
+    assert [file.name for file in tmp_path.iterdir()] == ["outcome.json"]

@@ -68,7 +68,7 @@ def test_sigterm_under_load_loses_no_accepted_answer_and_exits_with_0(
 
 def wait_for_metric(url: str, name: str, *, at_least: float) -> float:
     while True:
-        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        lines = httpx.get(f"{url}/metrics", timeout=60).text.splitlines()
         value = next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
         if value >= at_least:
             return value
@@ -76,9 +76,9 @@ def wait_for_metric(url: str, name: str, *, at_least: float) -> float:
 
 def first_refusal(url: str) -> httpx.Response:
     """A new request once the signal has been seen; the server still answers, so that a router can go elsewhere."""
-    while httpx.get(f"{url}/ready").status_code == 200:
+    while httpx.get(f"{url}/ready", timeout=60).status_code == 200:
         time.sleep(0.01)
-    return httpx.post(f"{url}/v1/chat/completions", json=CHAT | {"max_tokens": 1})
+    return httpx.post(f"{url}/v1/chat/completions", json=CHAT | {"max_tokens": 1}, timeout=60)
 
 
 @pytest.mark.slow
