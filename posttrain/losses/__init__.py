@@ -1,6 +1,15 @@
 """Objectives: pure functions from values to summed terms. No network, config, device or file is seen here."""
 
 from posttrain.losses.advantages import group_mean_advantage, leave_one_out_advantage, scale_by_group_std
+from posttrain.losses.gflownet import (
+    FlowPaths,
+    StateFlows,
+    detailed_balance,
+    flow_matching,
+    sub_trajectory_balance,
+    trajectory_balance,
+    var_grad,
+)
 from posttrain.losses.implicit import (
     implicit_advantage,
     implicit_reward,
@@ -32,20 +41,26 @@ from posttrain.losses.paths import (
 )
 from posttrain.losses.policy_gradient import grpo, grpo_token_mean, kl_ref_k3, kl_rollout, reinforce
 from posttrain.losses.preference import dpo, dpo_smoothed, implicit_return, ipo, without_reference
+from posttrain.losses.td import TransitionValues, td_squared
 from posttrain.losses.term import Counts, Objective, Term, Unit, total
 
 __all__ = [
     "Counts",
+    "FlowPaths",
     "Objective",
+    "StateFlows",
     "Term",
+    "TransitionValues",
     "Unit",
     "afterstates",
     "at_next_state",
     "critic_only",
+    "detailed_balance",
     "dpo",
     "dpo_smoothed",
     "effective_temperature",
     "first_state",
+    "flow_matching",
     "group_mean_advantage",
     "grpo",
     "grpo_token_mean",
@@ -76,8 +91,12 @@ __all__ = [
     "reinforce",
     "scale_by_group_std",
     "soft_value",
+    "sub_trajectory_balance",
     "suffix_sum",
     "sum_to_next_state",
+    "td_squared",
     "total",
+    "trajectory_balance",
+    "var_grad",
     "without_reference",
 ]
