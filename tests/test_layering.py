@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rollout",),  # evaluation and serving sample through its engines
     ("alfworld",),  # its episodes are sampled through an engine and written as rollouts
     ("training", "evaluation", "serve"),
-    ("quickstart", "iterate"),
+    ("quickstart", "iterate", "studies"),
     ("cli",),
     ("__main__",),
 )

@@ -11,6 +11,8 @@ from posttrain.evaluation.comparison import summarise
 from posttrain.evaluation.games_by_type import games_by_type
 from posttrain.evaluation.page import html_page
 from posttrain.evaluation.run_folder import load_run
+from posttrain.evaluation.study_files import STUDY
+from posttrain.evaluation.study_report import write_study_report
 from posttrain.evaluation.tables import (
     START_METHOD,
     comparison_table,
@@ -25,15 +27,23 @@ from posttrain.evaluation.tag_section import tag_section
 class ReportConfig:
     """What to report on and where to put it."""
 
-    run: Path = field(metadata={"help": "A run folder, or a study with seed-0, seed-1, ...", "positional": True})
+    run: Path = field(
+        metadata={
+            "help": "A run folder, a study with seed-0, seed-1, ..., or one of `posttrain control`.",
+            "positional": True,
+        }
+    )
     output: Path | None = field(default=None, metadata={"help": "Where the page goes; by default RUN/report."})
     start_method: str = field(default=START_METHOD, metadata={"help": "The method that differences are taken to."})
 
 
 def report(config: ReportConfig) -> None:
     """The command: write the report, print its tables and where the page is."""
-    page = write_report(config)
-    print((page.parent / "results.md").read_text(encoding="utf-8"))
+    if (config.run / STUDY).exists():
+        page = write_study_report(config.run, config.output or config.run / "report")
+    else:
+        page = write_report(config)
+        print((page.parent / "results.md").read_text(encoding="utf-8"))
     print(f"wrote {page}")
 
 

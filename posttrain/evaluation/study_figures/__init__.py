@@ -1,0 +1,1 @@
+"""What the report draws of each study, from its files alone."""

@@ -1,0 +1,47 @@
+"""The report of a study of `posttrain control`: its card, its tables and its pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from posttrain.evaluation.page import Section, fact_table, html_page, paragraph
+from posttrain.evaluation.study_files import StudyRun, read_study
+from posttrain.provenance import RUN_CARD
+
+Draw = Callable[[StudyRun, Path], tuple[Section, ...]]  # writes its PNGs into the folder
+
+DRAWERS: dict[str, Draw] = {}  # by the name of the study
+FACTS = ("command", "started", "device", "git", "packages", "python")
+
+
+def write_study_report(folder: Path, output: Path) -> Path:
+    """Write index.html and its PNGs; returns the path of index.html.
+
+    Raises FileNotFoundError without a study, ValueError for a study that nothing is drawn of, ImportError without
+    matplotlib.
+    """
+    run = read_study(folder)
+    if run.name not in DRAWERS:
+        raise ValueError(f"nothing is drawn of a study called {run.name!r}; there are {', '.join(DRAWERS)}")
+    output.mkdir(parents=True, exist_ok=True)
+    parts = (("run", "What was run", _facts(folder)), *DRAWERS[run.name](run, output))
+    lead = paragraph(f"{len(run.rows)} results, methods: {', '.join(run.methods()) or 'none yet'}.")
+    page = output / "index.html"
+    page.write_text(html_page(f"Study: {run.name}", lead, parts), encoding="utf-8")
+    return page
+
+
+def _facts(folder: Path) -> str:
+    card = json.loads((folder / RUN_CARD).read_text(encoding="utf-8"))
+    facts = [(name, _spoken(card[name])) for name in FACTS if name in card]
+    return fact_table([*facts, *((f"config.{name}", _spoken(value)) for name, value in card["config"].items())])
+
+
+def _spoken(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {entry}" for name, entry in value.items())
+    return str(value)
