@@ -138,7 +138,7 @@ class _Log:
 
     def add(self, numbers: Mapping[str, Tensor | float]) -> None:
         for name, value in numbers.items():
-            self.recent[name].append(float(value))
+            self.recent[name].append(float(value.detach() if isinstance(value, Tensor) else value))
 
     def write_means(self, step: int, cpu_s: float) -> None:
         self._write(step, cpu_s, {name: sum(values) / len(values) for name, values in self.recent.items()})
