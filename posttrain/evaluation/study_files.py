@@ -55,9 +55,10 @@ def begin_study(folder: Path, name: str, config: Mapping[str, Any]) -> None:
     path = folder / STUDY
     if path.exists():
         begun = json.loads(path.read_text(encoding="utf-8"))
-        was = {"study": begun["study"], **begun["config"]}
-        now = {"study": name, **settings}
-        differing = sorted(key for key in {**was, **now} if was.get(key) != now.get(key))
+        if begun["study"] != name:
+            raise ValueError(f"{folder} is of the study {begun['study']!r}, not of {name!r}: name another output")
+        was = begun["config"]
+        differing = sorted(key for key in {**was, **settings} if was.get(key) != settings.get(key))
         if differing:
             raise ValueError(
                 f"{folder} is of a study with another {', '.join(differing)}: name another output, or its settings"
