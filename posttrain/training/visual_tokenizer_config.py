@@ -87,6 +87,7 @@ class VisualTokenizerConfig:
     logging_steps: int = _option("Steps between two lines of metrics.jsonl.", 100, "run")
     checkpoint_steps: int = _option("Steps between two checkpoints.", 1000, "run")
     n_threads: int = _option("Threads of torch; one is fastest for small networks.", 1, "run")
+    device: str = _option("cpu, cuda, ...; auto takes CUDA where there is one.", "auto", "run")
 
     def __post_init__(self) -> None:
         if self.world().image_px < WINDOW_PX:

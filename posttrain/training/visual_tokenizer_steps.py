@@ -9,15 +9,18 @@ and trains the renderer from the decoder's weights, on prefixes too: of these it
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW
 
+from posttrain.models.loading import device_named
 from posttrain.training.visual_tokenizer_config import VisualTokenizerConfig
 from posttrain.vision.pictures import draw_pictures
 from posttrain.vision.prompts import split_prompts
+from posttrain.vision.reconstruction import judge_tokenizer
 from posttrain.vision.selftok import draw_flow, flow_loss
 from posttrain.vision.tokenizer import VisualTokenizer
 
@@ -31,10 +34,13 @@ class VisualTokenizerSteps:
     def __init__(self, config: VisualTokenizerConfig) -> None:
         self.config = config
         torch.manual_seed(config.seed)  # of the weights' initialisation alone
-        self.tokenizer = VisualTokenizer(config.tokenizer()).train()
-        self.generator = torch.Generator().manual_seed(config.seed)
-        prompts, _ = split_prompts(config.world())
-        _, self.images = draw_pictures(config.world(), prompts, config.n_scenes, self.generator)
+        self.device = device_named(config.device)
+        self.tokenizer = VisualTokenizer(config.tokenizer()).train().to(self.device)
+        self.generator = torch.Generator().manual_seed(config.seed)  # of the CPU: the same draws on any device
+        prompts, self.held_out_prompts = split_prompts(config.world())
+        _, images = draw_pictures(config.world(), prompts, config.n_scenes, self.generator)
+        self.images = images.to(self.device)
+        self.n_done = 0
         self.start_optimizer(step=0)
 
     def trained_parameters(self, step: int) -> list[tuple[str, nn.Parameter]]:
@@ -69,9 +75,35 @@ class VisualTokenizerSteps:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(step)
         chosen = torch.randint(len(self.images), (self.config.batch_size,), generator=self.generator)
-        if step < self.config.n_steps:
-            return self._token_step(step, self.images[chosen])
-        return self._renderer_step(self.images[chosen])
+        images = self.images[chosen.to(self.device)]
+        losses = self._token_step(step, images) if step < self.config.n_steps else self._renderer_step(images)
+        self.n_done = step + 1
+        return losses
+
+    def evaluate(self) -> dict[str, float]:
+        """The measures of `judge_tokenizer` on scenes of held-out prompts."""
+        self.tokenizer.eval()
+        n_pictures, seed = self.config.n_eval_scenes, self.config.seed
+        report = judge_tokenizer(self.tokenizer, self.held_out_prompts, n_pictures=n_pictures, seed=seed)
+        self.tokenizer.train()
+        return report.to_dict()
+
+    def state(self) -> dict[str, Any]:
+        """What the next step depends on."""
+        return {
+            "n_done": self.n_done,
+            "generator": self.generator.get_state(),
+            "tokenizer": self.tokenizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go back to what `state` returned."""
+        self.n_done = state["n_done"]
+        self.generator.set_state(state["generator"])
+        self.tokenizer.load_state_dict(state["tokenizer"])
+        self.start_optimizer(self.n_done - 1)  # at the border of the stages, the next step makes the next optimiser
+        self.optimizer.load_state_dict(state["optimizer"])
 
     def _token_step(self, step: int, images: Tensor) -> dict[str, Tensor]:
         quantiser = self.tokenizer.quantiser
@@ -122,7 +154,7 @@ class VisualTokenizerSteps:
         lengths = torch.full((n,), n_tokens)
         n_prefixes = round(share * n)
         lengths[:n_prefixes] = torch.randint(n_tokens, (n_prefixes,), generator=self.generator)
-        return self.tokenizer.config.order.from_ar(torch.arange(n_tokens) < lengths.unsqueeze(1))
+        return self.tokenizer.config.order.from_ar(torch.arange(n_tokens) < lengths.unsqueeze(1)).to(self.device)
 
     def _descend(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()

@@ -100,7 +100,8 @@ class CosineQuantiser(nn.Module):
         if n_dead:
             weight = 1 / entropy(self.histogram).exp()
             by_position = (SHARPNESS * weight / weight.max()).softmax(0)
-            chosen = torch.multinomial(by_position.repeat(len(z)), n_dead, replacement=True, generator=generator)
+            drawn = by_position.repeat(len(z)).cpu()  # generators of this package are the CPU's, on any device
+            chosen = torch.multinomial(drawn, n_dead, replacement=True, generator=generator).to(z.device)
             start = self.reset_ratio * len(flat) / n_codes
             self.counts[is_dead] = start
             self.sums[is_dead] = start * vectors[chosen]
@@ -111,8 +112,8 @@ class CosineQuantiser(nn.Module):
     def start_from(self, z: Tensor, generator: torch.Generator, *, n_rounds: int = 10) -> None:
         """Set the codebook by spherical k-means of z [N, K, D], started from vectors drawn at random."""
         vectors, n_codes = z.flatten(0, 1), len(self.codebook)
-        order = torch.randperm(len(vectors), generator=generator)
-        self.codebook.copy_(vectors[order[torch.arange(n_codes) % len(order)]])
+        order = torch.randperm(len(vectors), generator=generator).to(z.device)
+        self.codebook.copy_(vectors[order[torch.arange(n_codes, device=z.device) % len(order)]])
         for _ in range(n_rounds):
             ids = self.nearest(vectors)
             sums = torch.zeros_like(self.codebook).index_add_(0, ids, vectors)

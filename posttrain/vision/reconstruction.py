@@ -48,6 +48,7 @@ def judge_tokenizer(
     """Measures on `n_pictures` pictures drawn for these prompts, the families in turn."""
     generator, world = torch.Generator().manual_seed(seed), tokenizer.world
     prompts, images = draw_pictures(world, prompts, n_pictures, generator)
+    images = images.to(tokenizer.quantiser.codebook.device)
     ids = tokenizer.encode(images)
     rendered = tokenizer.decode(ids)
     grades = grade_images(world, prompts, rendered)
@@ -83,10 +84,10 @@ def do_test(tokenizer: VisualTokenizer, ids: Tensor, generator: torch.Generator)
     measurement, not a pass mark: it also counts what the renderer fails to draw.
     """
     n, n_tokens = ids.shape
-    place = torch.randint(1, n_tokens, (n, 1), generator=generator)
+    place = torch.randint(1, n_tokens, (n, 1), generator=generator).to(ids.device)
     exchanged = ids.scatter(1, place, ids.roll(1, 0).gather(1, place))
     before, after = (tokenizer.encode(tokenizer.decode(row)) for row in (ids, exchanged))
-    is_earlier = torch.arange(n_tokens) < place
+    is_earlier = torch.arange(n_tokens, device=ids.device) < place
     return float(_is_changed(tokenizer, before, after)[is_earlier].float().mean())
 
 

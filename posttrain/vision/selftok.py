@@ -29,7 +29,8 @@ def draw_flow(images: Tensor, *, share_at_noise: float, p_drop: float, generator
     t[:n_at_noise] = 1.0
     is_dropped = torch.rand(n, generator=generator) < p_drop
     is_dropped[:n_at_noise] = False
-    return FlowDraw(t, torch.randn(images.shape, generator=generator), is_dropped)
+    noise = torch.randn(images.shape, generator=generator)
+    return FlowDraw(*(drawn.to(images.device) for drawn in (t, noise, is_dropped)))
 
 
 def flow_loss(

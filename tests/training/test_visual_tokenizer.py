@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from posttrain.provenance import file_sha256
-from posttrain.training.visual_tokenizer import save_checkpoint, train_visual_tokenizer
+from posttrain.training.visual_tokenizer import train_visual_tokenizer
 from posttrain.training.visual_tokenizer_config import ScheduleName, VisualTokenizerConfig
 from posttrain.training.visual_tokenizer_steps import VisualTokenizerSteps
 from posttrain.vision.pictures import draw_pictures
@@ -40,25 +42,35 @@ def tiny(output_dir: Path, **changes: object) -> VisualTokenizerConfig:
     return dataclasses.replace(config, **changes)
 
 
+def stopping_at(step: int) -> Callable[[VisualTokenizerSteps, int], dict[str, Tensor]]:
+    """The step of training, which a stop by hand cuts at this one."""
+    whole = VisualTokenizerSteps.step
+
+    def cut(steps: VisualTokenizerSteps, current: int) -> dict[str, Tensor]:
+        if current == step:
+            raise KeyboardInterrupt
+        return whole(steps, current)
+
+    return cut
+
+
 @pytest.mark.parametrize("kind", [TokenizerKind.SELFTOK, TokenizerKind.CELLS])
 @pytest.mark.parametrize("stopped_after", [1, 2, 5, 6, 8])  # 2: before k-means; 6: before the renderer's stage
 def test_stopped_run_ends_with_the_weights_of_one_that_was_not(
-    kind: TokenizerKind, stopped_after: int, tmp_path: Path
+    kind: TokenizerKind, stopped_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     train_visual_tokenizer(tiny(tmp_path / "whole", kind=kind))
     stopped = tiny(tmp_path / "stopped", kind=kind)
-    steps = VisualTokenizerSteps(stopped)
-    for step in range(stopped_after):
-        steps.step(step)
-    save_checkpoint(steps, stopped_after)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(VisualTokenizerSteps, "step", stopping_at(stopped_after))
+        train_visual_tokenizer(dataclasses.replace(stopped, checkpoint_steps=stopped_after))
+    assert (tmp_path / f"stopped/checkpoint-{stopped_after}").is_dir()
     train_visual_tokenizer(stopped)
     assert file_sha256(tmp_path / "stopped" / WEIGHTS) == file_sha256(tmp_path / "whole" / WEIGHTS)
 
 
 def test_another_config_does_not_go_on_with_a_checkpoint(tmp_path: Path):
-    steps = VisualTokenizerSteps(tiny(tmp_path))
-    steps.step(0)
-    save_checkpoint(steps, 1)
+    train_visual_tokenizer(tiny(tmp_path, checkpoint_steps=5))
     with pytest.raises(ValueError, match="of a run with another learning_rate, seed"):
         train_visual_tokenizer(tiny(tmp_path, seed=1, learning_rate=1e-3))
 
@@ -109,7 +121,7 @@ def test_metrics_tell_the_losses_the_cpu_time_and_the_evaluation(tmp_path: Path)
     train_visual_tokenizer(tiny(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 10]
-    assert rows[1]["cpu_s_per_step"] * 4 == pytest.approx(rows[1]["cpu_s"])
+    assert 0 < rows[0]["cpu_s"] < rows[1]["cpu_s"]
     assert rows[-1]["eval_prefix_mse_9"] > 0
 
 
