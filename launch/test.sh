@@ -52,7 +52,7 @@ run_pytest() {
 }
 
 make_venv
-install_posttrain deepspeed,dev,math,peft,qlora,quickstart,serve || fail "the install failed; pip's reason stands above"
+install_posttrain control,deepspeed,dev,math,molecules,peft,qlora,quickstart,serve || fail "the install failed; pip's reason stands above"
 install_alfworld
 if ! $is_fast; then install_vllm; fi
 
