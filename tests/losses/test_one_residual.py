@@ -1,11 +1,21 @@
-"""The library's founding claim: objectives of three fields are potentials on one path residual."""
+"""The library's founding claim: objectives of four fields are potentials on one path residual."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from posttrain.losses import dpo, log_ratio, oreo_step, path_residual
+from posttrain.losses import (
+    FlowPaths,
+    TransitionValues,
+    dpo,
+    log_ratio,
+    oreo_step,
+    path_residual,
+    suffix_sum,
+    td_squared,
+    trajectory_balance,
+)
 from posttrain.schema import PairValues, PathScores, TokenValues
 from tests import reference
 from tests.tree_mdp import multi_turn_values, rows_of
@@ -58,9 +68,12 @@ def test_trajectory_balance_is_the_start_residual_with_beta_one_and_the_backward
     assert_close(value_term.value.sum(-1), torch.tensor(expected, dtype=torch.float64), **EXACT)
 
     # The two terms together move log Z and P_F as one squared trajectory balance does.
-    balance = (log_z + log_pf.sum(-1) - end - log_pb.sum(-1)).square().sum()
+    log_flow = log_z.expand(len(log_pf), 3)
+    paths = FlowPaths(log_pf, log_pb, end, log_flow, torch.ones_like(log_pf, dtype=torch.bool))
+    (balance,) = trajectory_balance(paths)
+    assert_close(balance.value, torch.tensor(expected, dtype=torch.float64), **EXACT)
     by_oreo = torch.autograd.grad(value_term.value.sum() + policy_term.value.sum(), (log_z, logits), retain_graph=True)
-    by_balance = torch.autograd.grad(balance, (log_z, logits))
+    by_balance = torch.autograd.grad(balance.value.sum(), (log_z, logits))
     for ours, theirs in zip(by_oreo, by_balance, strict=True):
         assert_close(ours, theirs, **EXACT)
 
@@ -92,3 +105,30 @@ def test_dpo_is_the_logistic_loss_of_a_difference_of_residuals_and_the_start_val
     assert_close(loss, torch.from_numpy(reference.dpo(rows_of(chosen), rows_of(rejected), beta=beta)), **EXACT)
     (start_grad,) = torch.autograd.grad(loss.sum(), start)
     assert_close(start_grad, torch.zeros_like(start), **EXACT)
+
+
+def test_discounted_temporal_differences_of_a_path_add_up_to_the_residual_of_the_whole_path():
+    # Σ_t γ^t [V_t − (r_t + γ V_{t+1})] = V_0 − Σ_t γ^t r_t, with V = 0 after the end: the values between cancel.
+    generator = torch.Generator().manual_seed(3)
+    value, reward = torch.randn(2, 3, 6, dtype=torch.float64, generator=generator)
+    gamma = 0.9
+    goes_on = torch.ones(3, 6, dtype=torch.float64)
+    goes_on[:, -1] = 0.0
+    next_value = torch.cat((value[:, 1:], torch.full((3, 1), 5.0, dtype=torch.float64)), dim=-1)  # read by no one
+    fields = (value, reward, gamma * goes_on, next_value, goes_on)
+    steps = TransitionValues(*(field.flatten() for field in fields)).residual().view(3, 6)
+    discounted = gamma ** torch.arange(6, dtype=torch.float64)
+    whole = path_residual(value[:, 0], suffix_sum(discounted * reward)[:, 0])
+    assert_close((discounted * steps).sum(-1), whole, **EXACT)
+
+
+def test_temporal_difference_moves_the_value_and_not_its_target_and_leaves_out_what_has_no_weight():
+    q, next_q = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in ([1.0, 2.0], [3.0, 4.0]))
+    reward, discount = torch.tensor([0.5, 7.0], dtype=torch.float64), torch.tensor([0.5, 0.9], dtype=torch.float64)
+    weight = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    (term,) = td_squared(TransitionValues(q, reward, discount, next_q, weight))
+    # residual 1 − (.5 + .5 · 3) = −1, its square weighted by 2; gradient 2 · 2 · (−1)
+    assert term.value.tolist() == [2.0, 0.0]
+    gradient, of_target = torch.autograd.grad(term.value.sum(), (q, next_q), allow_unused=True)
+    assert gradient.tolist() == [-4.0, 0.0]
+    assert of_target is None
