@@ -11,6 +11,7 @@ its sign alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from posttrain.losses.paths import path_residual
 from posttrain.losses.term import Term
+
+_svd = cast(Callable[..., tuple[Tensor, Tensor, Tensor]], torch.linalg.svd)  # pyright: ignore[reportUnknownMemberType]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ def solve_linear_value(features: Tensor, gain: Tensor, end_features: Tensor) -> 
     Raises ValueError where the segments leave some direction of w open.
     """
     difference = path_residual(features, torch.zeros_like(features), end_features)
-    left, scale, right = cast("tuple[Tensor, Tensor, Tensor]", torch.linalg.svd(difference, full_matrices=False))
+    left, scale, right = _svd(difference, full_matrices=False)
     n_features = difference.shape[-1]
     rank = int((scale > scale.max() * max(difference.shape) * torch.finfo(scale.dtype).eps).sum())
     if rank < n_features:

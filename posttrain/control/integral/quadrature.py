@@ -7,12 +7,13 @@ A rule of even nodes has both ends among them and N − 1 intervals of h = lengt
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]  # of float64, which linear algebra is not typed to keep
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,1 +1,1 @@
-"""Integral reinforcement learning with nine ways to take the integral (arXiv 2402.17375): `posttrain control intrl`."""
+"""Integral reinforcement learning by several rules of quadrature (arXiv 2402.17375): `posttrain control intrl`."""

@@ -71,7 +71,7 @@ def carried(config: IntrlConfig, rule: Rule) -> Iterator[Row]:
 
 
 def first_figure(config: IntrlConfig, rule: Rule) -> Iterator[Row]:
-    """The paper's Fig. 1 on Example 2: what the policy of each iteration costs above J* = 15000, with 2 to 4 samples."""
+    """The paper's Fig. 1 on Example 2: what each iteration's policy costs above J* = 15000, with 2 to 4 samples."""
     system = plants()["example_two"].system
     for n in N_FIGURE_NODES:
         forms = _carried_forms(config, plants()["example_two"], rule, n, N_FIGURE_ITERATIONS)

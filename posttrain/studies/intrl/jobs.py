@@ -59,9 +59,9 @@ def all_jobs(config: IntrlConfig) -> list[Job]:
         "from_data": chosen,
         "paired": chosen,
         "carried": chosen,
-        "data_free": [*classics, *grid],
+        "data_free": list(dict.fromkeys([*chosen, *grid])),
         "irregular": at_any_nodes,
-        "calibration": [*exact],
+        "calibration": list(exact),
     }
     return [
         Job(config, experiment, rule, seed)

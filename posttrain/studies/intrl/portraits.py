@@ -29,7 +29,7 @@ def portraits(config: IntrlConfig) -> dict[str, Array]:
         learned = carried_iterations(system, built, CARRIED_START, n_segments=config.n_segments, n_iterations=4)
         forms[f"{rule.method}, {n} samples"] = learned[-1]
     axis = np.linspace(-HALF_WIDTH, HALF_WIDTH, N_GRID)
-    arrays = {"axis": axis}
+    arrays: dict[str, Array] = {"axis": axis}
     for name, form in forms.items():
         arrays |= {f"{name}/{key}": array for key, array in _portrait(system, form, axis).items()}
     return arrays

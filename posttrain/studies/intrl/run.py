@@ -25,8 +25,8 @@ def run_intrl(config: IntrlConfig) -> Path:
     run_jobs(run_job, _open_jobs(config), n_processes=config.n_processes)
     _run_without_rules(config)
     run = read_study(config.output_dir)
-    print(errors_table(run).to_markdown())
-    print(slopes_table(run).to_markdown())
+    print(errors_table(run, of="from_data").to_markdown())
+    print(slopes_table(run, of="from_data").to_markdown())
     return config.output_dir
 
 
