@@ -34,19 +34,21 @@ def draw(run: StudyRun, output: Path) -> tuple[Section, ...]:
     tables = errors_table(run, of="from_data").to_html("|ω − ω*| of Example 1, by the Stein equation")
     slopes = slopes_table(run, of="from_data").to_html("Slopes of log error in log (N − 1); intervals over seeds")
     first = first_figure_table(run).to_html("10³ (J(u) − J*) from (−100, 100), J* = 15000, by iteration")
-    bars = calibration_table(run).to_html(
-        "Bayesian quadrature's own error bars, by segment: 95 % intervals, and error over standard deviation"
-    )
-    return (
+    sections = [
         ("convergence", "Convergence", _slopes(run, output / "slopes.png") + slopes + tables),
         ("gaps", "What the learner believes and what its policy costs", _gaps(run, output / "gaps.png")),
-        ("jitter", "Jitter and lengthscale", _jitter(run, output / "jitter.png")),
         ("portraits", "Phase portraits of Example 2", _portraits(run, output / "portraits.png") + first),
-        ("irregular", "Samples at random times", _irregular(run, output / "irregular.png")),
-        ("calibration", "Error bars", bars),
         ("newton", "Policy iteration and Newton's method", newton_table(run).to_html("Example 1")),
         ("euler", "Cart-pole", euler_table(run).to_html("Policies optimal for Euler's steps, on the linear plant")),
-    )
+    ]
+    if methods_of(run, "calibration"):
+        bars = calibration_table(run).to_html("Bayesian quadrature's error bars, by segment")
+        grid = errors_table(run, of="data_free").to_html("All rules")
+        sections.append(("jitter", "Jitter and lengthscale", _jitter(run, output / "jitter.png") + grid))
+        sections.append(("calibration", "Error bars", bars))
+    if methods_of(run, "irregular"):
+        sections.append(("irregular", "Samples at random times", _irregular(run, output / "irregular.png")))
+    return tuple(sections)
 
 
 def _slopes(run: StudyRun, path: Path) -> str:
@@ -87,16 +89,17 @@ def _gaps(run: StudyRun, path: Path) -> str:
 
 def _jitter(run: StudyRun, path: Path) -> str:
     counts = node_counts(run, "data_free")
-    jitters = sorted({row["jitter"] for row in run.rows if "jitter" in row})
-    lengths = sorted({row["lengthscale"] for row in run.rows if "lengthscale" in row})
     where: dict[str, Any] = {"experiment": "data_free", "b": 4, "mean": "zero"}
+    rows = [row for row in run.rows if all(row.get(key) == value for key, value in where.items())]
+    jitters, lengths = (sorted({row[key] for row in rows}) for key in ("jitter", "lengthscale"))
     with figure(path, 1, 2, width=10.5, height=4.6, sharey=True) as axes:
         left, right = axes[0]
         for place, jitter in enumerate(jitters):
             errors = curve(run, "omega_error", counts, **where, lengthscale=lengths[0], jitter=jitter)
             _line(left, counts, errors, place, f"jitter {jitter:g}")
-            ends = [curve(run, "omega_error", counts[-1:], **where, lengthscale=at, jitter=jitter) for at in lengths]
-            right.plot(lengths, np.ravel(ends), marker=MARKERS[place], color=PALETTE[place])
+            ends = [row for row in rows if row["jitter"] == jitter and row["n_nodes"] == counts[-1]]
+            points = sorted((row["lengthscale"], row["omega_error"]) for row in ends)
+            right.plot(*zip(*points, strict=True), marker=MARKERS[place], color=PALETTE[place])
         recorded = np.asarray(RECORDED_COUNTS) - 1
         left.plot(recorded, RECORDED_ERRORS, "x", color=INK, markersize=9, label="recorded by the paper's authors")
         _log_log(left, counts, f"b = 4, lengthscale {lengths[0]:g} s, zero mean")
