@@ -203,6 +203,12 @@ VERBS = (
         function="posttrain.evaluation.picture_page:write_picture_page",
     ),
     Verb(
+        "control intrl",
+        "Integral RL: what the rule of quadrature does to the learned value and to its policy, against exact answers.",
+        config="posttrain.studies.intrl.config:IntrlConfig",
+        function="posttrain.studies.intrl.run:run_intrl",
+    ),
+    Verb(
         "serve",
         "Serve a policy and its value model over HTTP: OpenAI's API, value-guided search, values, a page.",
         config="posttrain.serve.serve_config:ServeConfig",

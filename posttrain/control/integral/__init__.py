@@ -1,0 +1,1 @@
+"""Integral reinforcement learning (arXiv 2402.17375): plants, quadrature, and policy iteration by least squares."""
