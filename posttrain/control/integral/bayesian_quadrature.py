@@ -104,7 +104,9 @@ def _whitening(gram: Number, mean: PriorMean) -> Array:
     if mean is PriorMean.CONSTANT:
         free = mpmath.matrix([[(j == i + 1) - (j == i) for j in range(n)] for i in range(n - 1)])
     factor = mpmath.cholesky(free * gram * free.T)
-    white = mpmath.matrix(factor.rows, n)
-    for j in range(n):
-        white[:, j] = mpmath.lu_solve(factor, free[:, j])
-    return np.array(white.tolist(), dtype=np.float64)
+    rows: list[list[Number]] = []
+    for i, row in enumerate(free.tolist()):  # forward substitution
+        for j, done in enumerate(rows):
+            row = [entry - factor[i, j] * other for entry, other in zip(row, done, strict=True)]
+        rows.append([entry / factor[i, i] for entry in row])
+    return np.array(rows, dtype=np.float64)
