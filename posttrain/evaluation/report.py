@@ -43,7 +43,7 @@ def report(config: ReportConfig) -> None:
         page = write_study_report(config.run, config.output or config.run / "report")
     else:
         page = write_report(config)
-        print((page.parent / "results.md").read_text(encoding="utf-8"))
+    print((page.parent / "results.md").read_text(encoding="utf-8"))
     print(f"wrote {page}")
 
 

@@ -4,36 +4,51 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.evaluation.page import Section, fact_table, html_page, paragraph
-from posttrain.evaluation.study_figures import intrl
+from posttrain.evaluation.study_figures import intrl, intrl_tables
 from posttrain.evaluation.study_files import StudyRun, read_study
+from posttrain.evaluation.tables import Table
 from posttrain.provenance import RUN_CARD
 
-Draw = Callable[[StudyRun, Path], tuple[Section, ...]]  # writes its PNGs into the folder
 
-DRAWERS: dict[str, Draw] = {  # by the name of the study
-    "intrl": intrl.draw,
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the report has of a study."""
+
+    draw: Callable[[StudyRun, Path], tuple[Section, ...]]  # writes its PNGs into the folder
+    tables: Callable[[StudyRun], tuple[tuple[str, Table], ...]]  # titles and tables of the main results
+
+
+SHOWN: dict[str, Shown] = {  # by the name of the study
+    "intrl": Shown(intrl.draw, intrl_tables.result_tables),
 }
 FACTS = ("command", "started", "device", "git", "packages", "python")
 
 
 def write_study_report(folder: Path, output: Path) -> Path:
-    """Write index.html and its PNGs; returns the path of index.html.
+    """Write index.html, its PNGs and the main tables as results.md; returns the path of index.html.
 
     Raises FileNotFoundError without a study, ValueError for a study that nothing is drawn of, ImportError without
     matplotlib.
     """
     run = read_study(folder)
-    if run.name not in DRAWERS:
-        raise ValueError(f"nothing is drawn of a study called {run.name!r}; there are {', '.join(DRAWERS)}")
+    if run.name not in SHOWN:
+        raise ValueError(f"nothing is drawn of a study called {run.name!r}; there are {', '.join(SHOWN)}")
     output.mkdir(parents=True, exist_ok=True)
-    parts = (("run", "What was run", _facts(folder)), *DRAWERS[run.name](run, output))
+    parts = (("run", "What was run", _facts(folder)), *SHOWN[run.name].draw(run, output))
     lead = paragraph(f"{len(run.rows)} results, methods: {', '.join(run.methods()) or 'none yet'}.")
     page = output / "index.html"
     page.write_text(html_page(f"Study: {run.name}", lead, parts), encoding="utf-8")
+    (output / "results.md").write_text(markdown_tables(run), encoding="utf-8")
     return page
+
+
+def markdown_tables(run: StudyRun) -> str:
+    """The main tables under their titles, in Markdown."""
+    return "\n".join(f"**{title}**\n\n{table.to_markdown()}" for title, table in SHOWN[run.name].tables(run))
 
 
 def _facts(folder: Path) -> str:

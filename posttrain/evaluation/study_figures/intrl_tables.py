@@ -18,6 +18,19 @@ EXAMPLES = {"example_one": "Example 1", "example_two": "Example 2"}
 FLOOR = 1e-12  # errors below are rounding, and have no slope
 
 
+def result_tables(run: StudyRun) -> tuple[tuple[str, Table], ...]:
+    """Titles and tables of the main results."""
+    tables = [
+        ("|ω − ω*| of Example 1, by the Stein equation", errors_table(run, of="from_data")),
+        ("Slopes of log error in log (N − 1), intervals over seeds", slopes_table(run, of="from_data")),
+        ("10³ (J(u) − J*) of Example 2 from (−100, 100), J* = 15000, by iteration", first_figure_table(run)),
+        ("Policies that are optimal for Euler's steps, on the linear cart-pole", euler_table(run)),
+    ]
+    if methods_of(run, "calibration"):
+        tables.append(("Bayesian quadrature's error bars", calibration_table(run)))
+    return tuple(tables)
+
+
 def errors_table(run: StudyRun, *, of: str) -> Table:
     """|ω − ω*| of Example 1 without data, and the true gap at the most samples, for the rules of an experiment."""
     counts = node_counts(run, "data_free")
