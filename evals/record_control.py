@@ -1,4 +1,4 @@
-"""Keep the runs of `posttrain control` in the repository, with their pictures, and the tables of READMEs equal to them.
+"""Keep the runs of `posttrain control` in the repository with their pictures, and the tables of READMEs equal to them.
 
 python evals/record_control.py intrl=runs/intrl beer/finger-spin=runs/finger    copies, then tables and pictures
 python evals/record_control.py                                                  only tables and pictures
