@@ -209,6 +209,12 @@ VERBS = (
         function="posttrain.studies.intrl.run:run_intrl",
     ),
     Verb(
+        "control molecules",
+        "Search for molecules that bind to a protein: GFlowNets beside MARS, PPO and chance.",
+        config="posttrain.studies.molecules.config:MoleculesConfig",
+        function="posttrain.studies.molecules.run:run_molecules",
+    ),
+    Verb(
         "serve",
         "Serve a policy and its value model over HTTP: OpenAI's API, value-guided search, values, a page.",
         config="posttrain.serve.serve_config:ServeConfig",

@@ -1,0 +1,1 @@
+"""Molecules assembled from blocks: environment, symmetries, the sEH proxy, rewards, measures of a set."""

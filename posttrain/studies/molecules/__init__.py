@@ -1,0 +1,1 @@
+"""GFlowNets, and the methods they are compared with, on molecules assembled from blocks."""
