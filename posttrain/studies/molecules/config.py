@@ -74,7 +74,7 @@ class MoleculesConfig:
     terminal_weight: float = _option("Of fm: weight of stops beside other states (paper: 10).", 10.0, "gflownet")
     max_grad_norm: float = _option("Of all but mars: gradients are cut to this norm.", 10.0, "gflownet")
     mars_learning_rate: float = _option("Adam's, of the proposal.", 2.5e-4, "baselines")
-    mars_updates: int = _option("Updates of the proposal per step (paper: 25 of 32 edits).", 25, "baselines")
+    mars_updates: int = _option("Updates of the proposal per step, each on 32 edits (paper: 25).", 5, "baselines")
     ppo_learning_rate: float = _option("Adam's.", 1e-3, "baselines")
     ppo_epochs: int = _option("Updates per step.", 4, "baselines")
     ppo_clip: float = _option("Of the probability ratio.", 0.2, "baselines")
