@@ -66,10 +66,10 @@ class MoleculesConfig:
     exploration: float = _option("Of tb, tb_replay and fm: probability of a uniformly drawn action.", 0.05, "gflownet")
     n_replayed: int = _option("Of tb_replay: trajectories per step back from the best molecules.", 32, "gflownet")
     n_kept: int = _option("Of tb_replay: best molecules to lead back from.", 200, "gflownet")
-    tb_learning_rate: float = _option("Adam's, of the policy.", 1e-3, "gflownet")
+    tb_learning_rate: float = _option("Adam's, of the policy.", 5e-3, "gflownet")
     log_z_learning_rate: float = _option("Of tb and tb_replay: Adam's, of log Z.", 0.1, "gflownet")
     initial_log_z: float = _option("Of tb and tb_replay: log Z at the start.", 30.0, "gflownet")
-    fm_learning_rate: float = _option("Adam's.", 1e-3, "gflownet")
+    fm_learning_rate: float = _option("Adam's.", 3e-3, "gflownet")
     epsilon: float = _option("Of fm: flows below it are not told apart (paper: 2.5e-5).", 2.5e-5, "gflownet")
     terminal_weight: float = _option("Of fm: weight of stops beside other states (paper: 10).", 10.0, "gflownet")
     max_grad_norm: float = _option("Of all but mars: gradients are cut to this norm.", 10.0, "gflownet")
@@ -79,7 +79,7 @@ class MoleculesConfig:
     ppo_epochs: int = _option("Updates per step.", 4, "baselines")
     ppo_clip: float = _option("Of the probability ratio.", 0.2, "baselines")
     ppo_gae_decay: float = _option("λ of the generalised advantage.", 0.95, "baselines")
-    ppo_entropy: float = _option("Coefficient of the entropy.", 0.01, "baselines")
+    ppo_entropy: float = _option("Coefficient of the entropy; 0.01 collapses.", 0.15, "baselines")
     ppo_value: float = _option("Coefficient of the value's error.", 0.5, "baselines")
 
     def __post_init__(self) -> None:
