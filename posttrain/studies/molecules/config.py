@@ -59,7 +59,7 @@ class MoleculesConfig:
     batch_size: int = _option("Molecules evaluated per step; chains of mars.", 32, "runs")
     eval_steps: int = _option("Steps between two points of the curves.", 20, "runs")
     checkpoint_steps: int = _option("Steps between two checkpoints; 0: none.", 0, "runs")
-    n_best: int = _option("Best molecules of a run to write to best.jsonl.", 1000, "runs")
+    n_best: int = _option("Best molecules of a run to write to best.jsonl.", 100, "runs")
     n_processes: int = _option("Runs side by side.", 1, "runs")
     width: int = _option("Of the network.", 64, "networks")
     n_rounds: int = _option("Rounds of messages along bonds.", 4, "networks")
