@@ -91,7 +91,7 @@ def test_command_names_the_place_of_missing_data(
     monkeypatch.chdir(tmp_path)
     code = main(["control", "molecules", "--output_dir", str(tmp_path / "run")])
     assert code != 0
-    assert "no proxy_params.npz in ../shared/data/molecules: point POSTTRAIN_DATA" in capsys.readouterr().err
+    assert "no blocks_PDB_105.json in ../shared/data/molecules: point POSTTRAIN_DATA" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

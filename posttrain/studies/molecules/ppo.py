@@ -1,4 +1,8 @@
-"""PPO on the assembly of molecules, the reinforcement-learning baseline: it seeks the best, not R(x)-many of each."""
+"""PPO on the assembly of molecules, the reinforcement-learning baseline.
+
+The coefficient of the entropy is to it what the exponent of R is to a GFlowNet, with the difference that the
+distribution it ends at has no simple form: advantages are rescaled in every batch.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +32,11 @@ class PpoSettings:
 
 
 class PpoLearner:
-    """Clipped policy gradient with generalised advantages. The return is the score of the molecule that was made,
-    standardised by the mean and deviation of all scores so far: log R falls too deep for a baseline to follow."""
+    """Clipped policy gradient with generalised advantages.
+
+    The return is the score of the molecule that was made, standardised by mean and deviation over the different
+    molecules so far, and not R, of which nearly all molecules have nearly none.
+    """
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ class Job:
 
 def run_molecules(config: MoleculesConfig) -> Path:
     """Run what has no result yet; returns the run folder. results.jsonl has one row per method and seed."""
+    make_block_set(config)  # refuses what cannot be read before anything is written
     reward = make_reward(config.reward, config.data, exponent=config.exponent)
     constants = {"reward_floor": reward.floor, "reward_scale": reward.scale}
     begin_study(config.output_dir, STUDY, {**settings_of(config), **constants})
