@@ -209,6 +209,12 @@ VERBS = (
         function="posttrain.studies.intrl.run:run_intrl",
     ),
     Verb(
+        "control strings",
+        "GFlowNet, OREO and policy gradients on digit strings with a verifier: exact distance, distinct solutions.",
+        config="posttrain.studies.strings.config:StringsConfig",
+        function="posttrain.studies.strings.run:run_strings",
+    ),
+    Verb(
         "serve",
         "Serve a policy and its value model over HTTP: OpenAI's API, value-guided search, values, a page.",
         config="posttrain.serve.serve_config:ServeConfig",

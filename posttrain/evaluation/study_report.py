@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from posttrain.evaluation.page import Section, fact_table, html_page, paragraph
-from posttrain.evaluation.study_figures import intrl
+from posttrain.evaluation.study_figures import intrl, strings
 from posttrain.evaluation.study_files import StudyRun, read_study
 from posttrain.provenance import RUN_CARD
 
@@ -15,6 +15,7 @@ Draw = Callable[[StudyRun, Path], tuple[Section, ...]]  # writes its PNGs into t
 
 DRAWERS: dict[str, Draw] = {  # by the name of the study
     "intrl": intrl.draw,
+    "strings": strings.draw,
 }
 FACTS = ("command", "started", "device", "git", "packages", "python")
 
