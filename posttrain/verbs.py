@@ -215,6 +215,12 @@ VERBS = (
         function="posttrain.studies.molecules.run:run_molecules",
     ),
     Verb(
+        "control beer",
+        "Train DDPG or TD3 with penalties on their critic's features (BEER, DR3) on a control task, over seeds.",
+        config="posttrain.studies.beer.config:BeerConfig",
+        function="posttrain.studies.beer.run:run_beer",
+    ),
+    Verb(
         "serve",
         "Serve a policy and its value model over HTTP: OpenAI's API, value-guided search, values, a page.",
         config="posttrain.serve.serve_config:ServeConfig",

@@ -26,7 +26,7 @@ SUITE_TASKS = NAMED_TASKS + CHOSEN_TASKS
 def make_environment(task: str) -> Environment:
     """`Pendulum-v1`, an id of gymnasium, or `cartpole-swingup`, domain and task of the control suite.
 
-    Raises ValueError for a name of neither form or a task that does not exist, ImportError when its package is missing.
+    Raises ValueError for a name of neither form or a task that does not exist, ImportError without its package.
     """
     if re.search(r"-v\d+$", task):
         return GymnasiumTask.make(task)

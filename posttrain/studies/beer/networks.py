@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from posttrain.training.ema import update_ema
 def hidden_layers(n_inputs: int, sizes: Sequence[int]) -> nn.Sequential:
     """Linear layers with a ReLU behind each."""
     widths = (n_inputs, *sizes)
-    pairs = zip(widths[:-1], widths[1:], strict=True)
-    return nn.Sequential(*(layer for n_in, n_out in pairs for layer in (nn.Linear(n_in, n_out), nn.ReLU())))
+    layers = ((nn.Linear(n_in, n_out), nn.ReLU()) for n_in, n_out in pairwise(widths))
+    return nn.Sequential(*chain.from_iterable(layers))
 
 
 class Critic(nn.Module):

@@ -1,0 +1,138 @@
+"""The learner of continuous control: acting with noise, replay, updates of an agent, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from posttrain.control.continuous.environment import Environment, Episode, reset_seed
+from posttrain.control.continuous.rank import effective_rank, numerical_rank
+from posttrain.control.replay import Replay
+from posttrain.studies.beer.networks import Trained
+from posttrain.studies.beer.returns import evaluate_episode, q_errors
+
+# Parts of the seed: training and evaluation episodes never begin alike.
+TRAINING, EVALUATION = 0, 1
+
+
+class Agent(Protocol):
+    """What DDPG and TD3 look like from here."""
+
+    actor: Trained
+    critic: Trained
+    n_updates: int
+
+    def update(self, batch: Mapping[str, Tensor], generator: Generator) -> Mapping[str, Tensor]: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ActingConfig:
+    """How the agent plays, remembers and is measured."""
+
+    seed: int
+    discount: float
+    batch_size: int
+    replay_capacity: int
+    n_random_steps: int  # actions drawn uniformly before the first update
+    exploration: float  # deviation of the normal noise on actions in [-1, 1]
+    reward_scale: float  # the agent sees scale · (reward + shift); returns are reported as the task gives them
+    reward_shift: float
+    n_eval_episodes: int
+    rank_samples: int  # pairs of the replay whose features are ranked
+    rank_threshold: float  # of numerical_rank
+    rank_delta: float  # of effective_rank
+
+
+class ControlLearner:
+    """One environment step and one update at a time, as training.loop asks."""
+
+    def __init__(self, agent: Agent, training: Environment, evaluation: Environment, config: ActingConfig) -> None:
+        self.agent, self.evaluation, self.config = agent, evaluation, config
+        self.episode = Episode(training, seed=reset_seed(config.seed, TRAINING), n_steps=training.n_steps)
+        self.replay = Replay(config.replay_capacity)
+        self.generator = Generator().manual_seed(config.seed)
+
+    def step(self, step: int) -> Mapping[str, Tensor]:
+        """Play one action; from the first step that is not random on, one update."""
+        observation = self.episode.observation
+        is_random = step < self.config.n_random_steps
+        action = self._random_action() if is_random else self._noisy_action(observation)
+        outcome, _ = self.episode.step(action)
+        reward = self.config.reward_scale * (outcome.reward + self.config.reward_shift)
+        row = {"observation": observation, "action": action, "next_observation": outcome.observation}
+        self.replay.add(
+            {
+                **{name: torch.from_numpy(value).unsqueeze(0) for name, value in row.items()},
+                "reward": torch.tensor([reward], dtype=torch.float32),
+                "is_terminal": torch.tensor([outcome.is_terminal]),
+            }
+        )
+        if is_random:
+            return {}
+        return self.agent.update(self.replay.sample(self.config.batch_size, self.generator), self.generator)
+
+    @torch.no_grad()
+    def evaluate(self) -> Mapping[str, float]:
+        """Return of the actor without noise, how far Q is from what follows, and the rank of the features.
+
+        The episodes' first states differ from one evaluation to the next.
+        """
+        config, critic = self.config, self.agent.critic.network
+        episodes = [
+            evaluate_episode(
+                self.evaluation,
+                self.agent.actor.network,
+                seed=reset_seed(config.seed, EVALUATION, self.agent.n_updates, number),
+                discount=config.discount,
+            )
+            for number in range(config.n_eval_episodes)
+        ]
+        returns = [episode.total for episode in episodes]
+        errors = q_errors(critic, episodes, reward_scale=config.reward_scale, reward_shift=config.reward_shift)
+        return {"return": float(np.mean(returns)), **errors, **self._ranks()}
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "agent": self.agent.state(),
+            "episode": self.episode.state(),
+            "replay": self.replay.state(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go back to what `state` returned."""
+        self.agent.load_state(state["agent"])
+        self.episode.load_state(state["episode"])
+        self.replay.load_state(state["replay"])
+        self.generator.set_state(state["generator"])
+
+    def _random_action(self) -> NDArray[np.float32]:
+        n_actions = self.episode.environment.n_actions
+        return (2 * torch.rand(n_actions, generator=self.generator) - 1).numpy()
+
+    @torch.no_grad()
+    def _noisy_action(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
+        action = self.agent.actor.network(torch.from_numpy(observation))
+        noise = self.config.exploration * torch.randn(action.shape, generator=self.generator)
+        return (action + noise).clamp(-1, 1).numpy()
+
+    def _ranks(self) -> dict[str, float]:
+        """Of the critic's features on pairs drawn from the replay; the draw leaves the learner's generator alone."""
+        config = self.config
+        drawn = self.replay.sample(config.rank_samples, Generator().manual_seed(config.seed))
+        phi = self.agent.critic.network.features(drawn["observation"], drawn["action"])
+        return {
+            "rank": float(numerical_rank(phi, threshold=config.rank_threshold)),
+            "effective_rank": float(effective_rank(phi, delta=config.rank_delta)),
+        }
