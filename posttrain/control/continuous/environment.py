@@ -34,6 +34,31 @@ class Environment(Protocol):
         ...
 
 
+class Repeated:
+    """An environment whose actions are each played `n_repeats` times; rewards are summed, time limits shortened."""
+
+    def __init__(self, environment: Environment, *, n_repeats: int) -> None:
+        if n_repeats < 1 or environment.n_steps % n_repeats:
+            raise ValueError(
+                f"{n_repeats} repeats of each action: needed a divisor of the time limit, {environment.n_steps} steps"
+            )
+        self.environment, self.n_repeats = environment, n_repeats
+        self.n_observations, self.n_actions = environment.n_observations, environment.n_actions
+        self.n_steps = environment.n_steps // n_repeats
+
+    def reset(self, seed: int) -> NDArray[np.float32]:
+        return self.environment.reset(seed)
+
+    def step(self, action: NDArray[np.float32]) -> Step:
+        total = 0.0
+        for _ in range(self.n_repeats):
+            observation, reward, is_terminal = self.environment.step(action)
+            total += reward
+            if is_terminal:
+                break
+        return Step(observation, total, is_terminal)
+
+
 class Episode:
     """An environment played one episode after another, each from a seed of its own.
 

@@ -137,12 +137,9 @@ def update_critic(
 ) -> dict[str, Tensor]:
     """One step of a critic on the squared temporal difference and its penalty; the terms' means, for the log."""
     network: Critic = critic.network
-    phi = network.features(batch["observation"], batch["action"])
-    reward, carry = batch["reward"], torch.where(batch["is_terminal"], 0.0, discount)
-    q = network.value(phi)
-    values = TransitionValues(q, reward, carry, next_q, torch.ones_like(reward))
-    head = network.head
-    features = FeatureValues(phi, next_phi, head.weight.squeeze(0), head.bias.squeeze(0), reward, carry)
+    features = feature_values(network, batch, next_phi, discount)
+    q = network.value(features.phi)
+    values = TransitionValues(q, features.inflow, features.carry, next_q, torch.ones_like(q))
 
     def online_next_features() -> Tensor:
         with torch.no_grad():
@@ -150,9 +147,17 @@ def update_critic(
 
     terms = (*td_squared(values), *penalty(features, online_next_features))
     # A batch of terminal rows alone has no segment; its penalty is 0, over whatever count.
-    counts: Counts = {"transition": len(reward), "segment": max(1, int((carry > 0).sum()))}
+    counts: Counts = {"transition": len(q), "segment": max(1, int((features.carry > 0).sum()))}
     critic.descend(total(terms, counts))
     return {**means(terms, counts), "q": q.detach().mean()}
+
+
+def feature_values(critic: Critic, batch: Batch, next_phi: Tensor, discount: float) -> FeatureValues:
+    """What a penalty sees of a batch whose next features are `next_phi`."""
+    phi = critic.features(batch["observation"], batch["action"])
+    weight, bias = critic.head.weight.squeeze(0), critic.head.bias.squeeze(0)
+    carry = torch.where(batch["is_terminal"], 0.0, discount)
+    return FeatureValues(phi, next_phi, weight, bias, batch["reward"], carry)
 
 
 def q_value(critic: Critic, observation: Tensor, action: Tensor) -> Tensor:

@@ -32,7 +32,10 @@ class BeerConfig:
         "ddpg or td3, alone or with _beer, _hinge, _released or _dr3 behind it.", ("ddpg", "ddpg_beer"), "study"
     )
     seeds: tuple[int, ...] = _option("One run of each method for each seed.", (0, 1, 2, 3, 4), "study")
-    n_steps: int = _option("Environment steps of a run.", 10_000, "study")
+    n_steps: int = _option(
+        "Steps of a run; each is one action, played action_repeat times, and one update.", 10_000, "study"
+    )
+    action_repeat: int = _option("Times that each action is played; the paper's is 1.", 1, "study")
     n_processes: int = _option("Runs at a time, with one thread each.", 1, "study")
     logging_steps: int = _option("Steps between rows of metrics.jsonl.", 500, "study")
     eval_steps: int = _option("Steps between evaluations.", 1000, "study")
@@ -57,7 +60,7 @@ class BeerConfig:
     reward_scale: float = _option("The agent sees reward_scale · (reward + reward_shift).", 1.0, "acting")
     reward_shift: float = _option("See reward_scale; returns are reported as the task gives them.", 0.0, "acting")
     n_eval_episodes: int = _option("Episodes of an evaluation, without noise.", 5, "measures")
-    rank_samples: int = _option("Pairs from the replay whose features are ranked.", 2048, "measures")
+    rank_samples: int = _option("Transitions from the replay whose features are measured.", 2048, "measures")
     rank_threshold: float = _option("Smallest singular value of features / √N that counts.", 0.01, "measures")
     rank_delta: float = _option(
         "Share of the singular values' sum that the effective rank leaves out.", 0.01, "measures"

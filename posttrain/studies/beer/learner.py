@@ -14,7 +14,10 @@ from torch import Generator, Tensor
 from posttrain.control.continuous.environment import Environment, Episode, reset_seed
 from posttrain.control.continuous.rank import effective_rank, numerical_rank
 from posttrain.control.replay import Replay
+from posttrain.losses.representation import beer_hinge
+from posttrain.studies.beer.agents import feature_values
 from posttrain.studies.beer.networks import Trained
+from posttrain.studies.beer.penalties import means
 from posttrain.studies.beer.returns import evaluate_episode, q_errors
 
 # Parts of the seed: training and evaluation episodes never begin alike.
@@ -48,7 +51,7 @@ class ActingConfig:
     reward_scale: float  # the agent sees scale · (reward + shift); returns are reported as the task gives them
     reward_shift: float
     n_eval_episodes: int
-    rank_samples: int  # pairs of the replay whose features are ranked
+    rank_samples: int  # transitions of the replay whose features are measured
     rank_threshold: float  # of numerical_rank
     rank_delta: float  # of effective_rank
 
@@ -99,7 +102,7 @@ class ControlLearner:
         ]
         returns = [episode.total for episode in episodes]
         errors = q_errors(critic, episodes, reward_scale=config.reward_scale, reward_shift=config.reward_shift)
-        return {"return": float(np.mean(returns)), **errors, **self._ranks()}
+        return {"return": float(np.mean(returns)), **errors, **self._representation()}
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -127,12 +130,20 @@ class ControlLearner:
         noise = self.config.exploration * torch.randn(action.shape, generator=self.generator)
         return (action + noise).clamp(-1, 1).numpy()
 
-    def _ranks(self) -> dict[str, float]:
-        """Of the critic's features on pairs drawn from the replay; the draw leaves the learner's generator alone."""
-        config = self.config
+    def _representation(self) -> dict[str, float]:
+        """Ranks of the critic's features and BEER's bound on transitions from the replay, whatever the penalty is.
+
+        The draw leaves the learner's generator alone.
+        """
+        config, actor, critic = self.config, self.agent.actor, self.agent.critic
         drawn = self.replay.sample(config.rank_samples, Generator().manual_seed(config.seed))
-        phi = self.agent.critic.network.features(drawn["observation"], drawn["action"])
+        next_observation = drawn["next_observation"]
+        next_phi = critic.slow.features(next_observation, actor.slow(next_observation))
+        features = feature_values(critic.network, drawn, next_phi, config.discount)
+        measured = beer_hinge(features, coef=0.0, unit="segment")
+        n_segments = max(1, int((features.carry > 0).sum()))
         return {
-            "rank": float(numerical_rank(phi, threshold=config.rank_threshold)),
-            "effective_rank": float(effective_rank(phi, delta=config.rank_delta)),
+            "rank": float(numerical_rank(features.phi, threshold=config.rank_threshold)),
+            "effective_rank": float(effective_rank(features.phi, delta=config.rank_delta)),
+            **{name: float(mean) for name, mean in means(measured, {"segment": n_segments}).items()},
         }

@@ -25,17 +25,14 @@ class PenaltyName(StrEnum):
 
 
 def make_penalty(name: PenaltyName, *, coef: float, discount: float) -> Penalty:
-    """The penalty with its coefficient; without one, BEER's bound is measured all the same, and nothing is trained."""
+    """The penalty with its coefficient, as a function of what a critic step sees."""
     released = partial(beer_released, discount=discount, coef=coef, unit=SEGMENT)
     penalties: Mapping[PenaltyName, Penalty] = {
-        PenaltyName.NONE: lambda values, _: beer_hinge(values, coef=0.0, unit=SEGMENT),
+        PenaltyName.NONE: lambda values, _: (),
         PenaltyName.BEER: lambda values, _: beer_cosine(values, coef=coef, unit=SEGMENT),
         PenaltyName.HINGE: lambda values, _: beer_hinge(values, coef=coef, unit=SEGMENT),
         PenaltyName.RELEASED: lambda values, online: released(values, online_next_phi=online()),
-        PenaltyName.DR3: lambda values, _: (
-            *dr3(values, coef=coef, unit=SEGMENT),
-            *beer_hinge(values, coef=0.0, unit=SEGMENT),
-        ),
+        PenaltyName.DR3: lambda values, _: dr3(values, coef=coef, unit=SEGMENT),
     }
     return penalties[name]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from posttrain.control.continuous.environment import Environment, Repeated
 from posttrain.control.continuous.tasks import make_environment
 from posttrain.evaluation.study_files import append_result, begin_study, is_done, run_dir
 from posttrain.studies.beer.agents import AgentConfig, Ddpg, Td3, Td3Config
@@ -31,7 +32,7 @@ class Run:
 
 def run_beer(config: BeerConfig) -> Path:
     """Train every method with every seed; returns the run folder. Runs whose result is on file are not run again."""
-    make_environment(config.task)  # a task that does not exist stops here, before any file
+    environment(config)  # a task that does not exist stops here, before any file
     begin_study(config.output, "beer", config.settings())
     runs = [
         Run(config, method, seed)
@@ -62,7 +63,7 @@ def make_learner(run: Run) -> ControlLearner:
     """The agent, its two environments and its replay, all from the run's seed."""
     config = run.config
     torch.manual_seed(run.seed)  # of the networks' initialisation alone
-    training, evaluation = make_environment(config.task), make_environment(config.task)
+    training, evaluation = environment(config), environment(config)
     algorithm, name = split_method(run.method)
     coef = config.dr3_coef if name is PenaltyName.DR3 else config.penalty_coef
     penalty = make_penalty(name, coef=coef, discount=config.discount)
@@ -74,6 +75,12 @@ def make_learner(run: Run) -> ControlLearner:
         more = Td3Config(config.target_noise, config.noise_clip, config.actor_every)
         agent = Td3(*sizes, common, more, penalty)
     return ControlLearner(agent, training, evaluation, _acting(config, run.seed))
+
+
+def environment(config: BeerConfig) -> Environment:
+    """The task as the agent plays it."""
+    task = make_environment(config.task)
+    return task if config.action_repeat == 1 else Repeated(task, n_repeats=config.action_repeat)
 
 
 def _acting(config: BeerConfig, seed: int) -> ActingConfig:
