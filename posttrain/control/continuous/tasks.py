@@ -18,7 +18,7 @@ CHOSEN_TASKS = (
     "hopper-stand",
     "quadruped-walk",
     "reacher-hard",
-    "walker-run",
+    "walker-walk",
 )
 SUITE_TASKS = NAMED_TASKS + CHOSEN_TASKS
 
