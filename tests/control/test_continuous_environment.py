@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain.control.continuous.environment import Episode, Step
+from posttrain.control.continuous.environment import Episode, Repeated, Step
 from posttrain.control.continuous.gymnasium_task import GymnasiumTask
 from posttrain.control.continuous.tasks import SUITE_TASKS, make_environment
 
@@ -143,3 +143,15 @@ def test_replayed_state_holds_tensors_and_numbers_alone():
     state = Episode(Countdown(), seed=0, n_steps=5).state()
     assert state["n_begun"] == 1
     assert torch.equal(state["actions"], torch.zeros(0, 1))
+
+
+def test_repeated_action_sums_its_rewards_and_stops_at_the_end_of_the_task():
+    plain, repeated = Countdown(), Repeated(Countdown(), n_repeats=2)
+    assert repeated.n_steps == 50  # of a limit of 100 plain steps
+    seed = next(seed for seed in range(5) if seed % 5 == 2)  # terminal after three plain steps
+    for environment in (plain, repeated):
+        environment.reset(seed)
+    nothing = np.zeros(1, np.float32)
+    assert [repeated.step(nothing)[1:] for _ in range(2)] == [(2.0, False), (1.0, True)]
+    with pytest.raises(ValueError, match=r"3 repeats of each action: needed a divisor of the time limit, 100 steps"):
+        Repeated(Countdown(), n_repeats=3)
