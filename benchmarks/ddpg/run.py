@@ -8,16 +8,22 @@ CPU seconds.
 
 from __future__ import annotations
 
+import argparse
 import time
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.ddpg.peers import N_RANDOM, Case, our_learner, sb3_model
-from benchmarks.measure import Comparison, Step, beside, compare, tabulate
+from benchmarks.measure import Step, beside, interleaved, setting, tabulate, write_result
 
 N_STEPS = 200
 CASES = [Case(algorithm, width, batch) for algorithm in ("ddpg", "td3") for width, batch in ((64, 128), (256, 256))]
 PEERS = {"ours, updates": "sb3, updates", "ours, steps": "sb3, steps"}
 NAMES = [*PEERS.values(), *PEERS]
+PACKAGES = ["torch", "gymnasium", "stable-baselines3"]
 HEADINGS = ["algorithm", "layers", "batch", "what", "ms each", "time / sb3"]
 
 
@@ -71,17 +77,19 @@ def cells(case: dict[str, Any], steps: dict[str, Any], name: str) -> list[str]:
     return [case["algorithm"], sizes, str(case["batch_size"]), name, *measured]
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="the result, .json; its table goes beside it as .md")
+    parser.add_argument("--rounds", type=int, default=5, help="how often every step is timed")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {"setting": setting(PACKAGES), "rounds": arguments.rounds, "cases": []}
+    for case in CASES:
+        steps = {name: build(name, case) for name in NAMES}
+        timed = interleaved(steps, n_rounds=arguments.rounds, clock=time.process_time)
+        result["cases"].append({"case": asdict(case), "steps": timed})
+        write_result(arguments.out, result, table(result), n_new=len(NAMES))
+
+
 if __name__ == "__main__":
-    compare(
-        Comparison(
-            module="benchmarks.ddpg.run",
-            cases=CASES,
-            names=lambda case: NAMES,
-            build=build,
-            build_alone=build,
-            table=table,
-            packages=["torch", "gymnasium", "stable-baselines3"],
-            clock=time.process_time,
-        ),
-        __doc__,
-    )
+    main()
