@@ -7,25 +7,17 @@ import torch
 
 from posttrain.control.continuous.grid import GridReward, grid_world
 from posttrain.evaluation.study_files import read_study
-from posttrain.studies.beer.grid_learner import GridLearner, GridSettings
-from posttrain.studies.beer.grid_study import BeerGridConfig, run_beer_grid
+from posttrain.studies.beer.grid_config import BeerGridConfig
+from posttrain.studies.beer.grid_learner import GridLearner
+from posttrain.studies.beer.grid_study import run_beer_grid
 from posttrain.studies.beer.penalties import PenaltyName, make_penalty
 from posttrain.training.loop import LoopConfig, run_loop
 
-SETTINGS = GridSettings(
-    seed=0,
-    hidden_sizes=(64, 64),
-    learning_rate=3e-3,
-    discount=0.9,
-    tau=0.05,
-    batch_size=128,
-    rank_threshold=0.01,
-    rank_delta=0.01,
-)
+CONFIG = BeerGridConfig(output=Path("unused"), learning_rate=3e-3, discount=0.9, tau=0.05)
 
 
 def learner(name: PenaltyName, kind: GridReward = GridReward.COST, *, coef: float = 1e-3) -> GridLearner:
-    return GridLearner(grid_world(kind, size=4), SETTINGS, make_penalty(name, coef=coef, discount=0.9))
+    return GridLearner(grid_world(kind, size=4), CONFIG, make_penalty(name, coef=coef, discount=0.9), seed=0)
 
 
 @pytest.mark.parametrize("name", [PenaltyName.NONE, PenaltyName.BEER])

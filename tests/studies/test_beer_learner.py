@@ -6,40 +6,29 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain.control.continuous.environment import Step
-from posttrain.losses.term import Term
-from posttrain.studies.beer.agents import AgentConfig, Ddpg, Td3, Td3Config
+from posttrain.control.continuous.environment import Environment, Step
+from posttrain.studies.beer.agents import Ddpg
 from posttrain.studies.beer.config import BeerConfig, split_method
-from posttrain.studies.beer.learner import ActingConfig, ControlLearner
+from posttrain.studies.beer.learner import ControlLearner
 from posttrain.studies.beer.networks import Actor, Critic
-from posttrain.studies.beer.penalties import PenaltyName, make_penalty
 from posttrain.studies.beer.returns import cut, evaluate_episode, q_errors
 from posttrain.studies.beer.run import Run, make_learner
 from posttrain.training.loop import LoopConfig, run_loop
+from tests.studies.plain_agents import COMMON, flat, no_penalty
 
-COMMON = AgentConfig(hidden_sizes=(16, 16), learning_rate=1e-2, discount=0.9, tau=0.1)
-ACTING = ActingConfig(
-    seed=0,
+CONFIG = BeerConfig(
+    output=Path("unused"),
     discount=0.9,
     batch_size=8,
     replay_capacity=100,
     n_random_steps=4,
-    exploration=0.1,
-    reward_scale=1.0,
-    reward_shift=0.0,
     n_eval_episodes=2,
     rank_samples=16,
-    rank_threshold=0.01,
-    rank_delta=0.01,
 )
 
 
-def no_penalty(values, online) -> tuple[Term, ...]:
-    return ()
-
-
-def smoothed(noise: float = 0.0, actor_every: int = 1) -> Td3Config:
-    return Td3Config(target_noise=noise, noise_clip=0.5, actor_every=actor_every)
+def small_learner(training: Environment, config: BeerConfig = CONFIG) -> ControlLearner:
+    return ControlLearner(Ddpg(1, 1, COMMON, no_penalty), training, Corridor(), config, seed=0)
 
 
 class Corridor:
@@ -59,131 +48,8 @@ class Corridor:
         return Step(np.array([self.x], np.float32), 1.0, self.ends and self.x > 3)
 
 
-def batch(n: int = 12, *, seed: int = 0) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "observation": torch.randn(n, 3, generator=generator),
-        "action": torch.rand(n, 2, generator=generator) * 2 - 1,
-        "reward": torch.randn(n, generator=generator),
-        "next_observation": torch.randn(n, 3, generator=generator),
-        "is_terminal": torch.arange(n) % 4 == 0,
-    }
-
-
-def flat(state: object) -> list[object]:
-    """All leaves of a state, tensors as lists, in order."""
-    if isinstance(state, dict):
-        return [leaf for key in state for leaf in (key, *flat(state[key]))]
-    if isinstance(state, list | tuple):
-        return [leaf for entry in state for leaf in flat(entry)]
-    return [state.tolist() if isinstance(state, torch.Tensor) else state]
-
-
-# Updates
-def test_ddpg_learns_from_the_slow_copies_and_stops_at_terminal_rows():
-    torch.manual_seed(0)
-    agent, rows = Ddpg(3, 2, COMMON, no_penalty), batch()
-    actor, slow = agent.actor.slow, agent.critic.slow
-    with torch.no_grad():
-        errors = []
-        for i in range(12):
-            observation, action, following = (rows[k][i] for k in ("observation", "action", "next_observation"))
-            q = slow.head(slow.hidden(torch.cat((observation, action))))  # before any update both copies are equal
-            next_q = slow.head(slow.hidden(torch.cat((following, actor(following)))))
-            errors.append(q - rows["reward"][i] - (0.0 if i % 4 == 0 else 0.9) * next_q)
-    numbers = agent.update(rows, torch.Generator())
-    torch.testing.assert_close(numbers["td"], torch.stack(errors).square().mean(), rtol=1e-5, atol=0)
-
-
-def test_td3_learns_from_the_smaller_of_its_critics():
-    torch.manual_seed(0)
-    agent, rows = Td3(3, 2, COMMON, smoothed(), no_penalty), batch()
-    with torch.no_grad():
-        agent.second.slow.head.bias += 0.36  # so that either is the smaller somewhere
-        action = agent.actor.slow(rows["next_observation"])
-        pair = torch.cat((rows["next_observation"], action), -1)
-        values = torch.cat([c.slow.head(c.slow.hidden(pair)) for c in (agent.critic, agent.second)], -1)
-        assert 0 < int((values[:, 0] < values[:, 1]).sum()) < 12
-        target = rows["reward"] + torch.where(rows["is_terminal"], 0.0, 0.9) * values.amin(-1)
-        first = agent.critic.network
-        q = first.head(first.hidden(torch.cat((rows["observation"], rows["action"]), -1))).squeeze(-1)
-    numbers = agent.update(rows, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(numbers["td"], (q - target).square().mean(), rtol=1e-5, atol=0)
-
-
-def test_td3_smooths_its_target_with_clipped_noise():
-    torch.manual_seed(0)
-    agent = Td3(3, 2, COMMON, smoothed(noise=0.0), no_penalty)
-    state = agent.state()
-    losses = []
-    for noise in (0.0, 0.2, 100.0, 1e6):
-        other = Td3(3, 2, COMMON, smoothed(noise=noise), no_penalty)
-        other.load_state(state)
-        losses.append(float(other.update(batch(), torch.Generator().manual_seed(0))["td"]))
-    assert losses[0] != losses[1]
-    assert losses[2] == losses[3]  # every draw is at the clip
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: Ddpg(3, 2, COMMON, no_penalty), lambda: Td3(3, 2, COMMON, smoothed(), no_penalty)]
-)
-def test_actor_step_leaves_the_critic_without_gradient(make):
-    agent, rows = make(), batch()
-    agent.critic.optimizer.zero_grad()
-    before = flat(agent.critic.network.state_dict())
-    q = agent.critic.network.features(rows["observation"], agent.actor.network(rows["observation"])).sum()
-    agent.actor.descend(q)
-    assert all(parameter.grad is None for parameter in agent.critic.parameters)
-    assert any(parameter.grad.abs().max() > 0 for parameter in agent.actor.parameters)
-    assert flat(agent.critic.network.state_dict()) == before
-
-
-def test_td3_moves_actor_and_slow_copies_only_every_few_updates():
-    agent = Td3(3, 2, COMMON, smoothed(actor_every=3), no_penalty)
-    moved = []
-    for seed in range(6):
-        before = [flat(part.state_dict()) for part in (agent.actor.network, agent.critic.slow, agent.second.slow)]
-        agent.update(batch(seed=seed), torch.Generator().manual_seed(0))
-        after = [flat(part.state_dict()) for part in (agent.actor.network, agent.critic.slow, agent.second.slow)]
-        moved.append([a != b for a, b in zip(after, before, strict=True)])
-    assert moved == [[False] * 3, [False] * 3, [True] * 3] * 2
-
-
-def test_slow_copies_move_by_a_share_tau():
-    agent = Ddpg(3, 2, COMMON, no_penalty)
-    old = agent.critic.slow.head.bias.item()
-    agent.update(batch(), torch.Generator())
-    new = agent.critic.network.head.bias.item()
-    assert agent.critic.slow.head.bias.item() == pytest.approx(old + 0.1 * (new - old), rel=1e-5)
-
-
-@pytest.mark.parametrize("name", list(PenaltyName))
-def test_penalty_of_coefficient_zero_changes_no_weight(name: PenaltyName):
-    agents = []
-    for penalty in (no_penalty, make_penalty(name, coef=0.0, discount=0.9)):
-        torch.manual_seed(0)
-        agents.append(Ddpg(3, 2, COMMON, penalty))
-        for seed in range(3):
-            agents[-1].update(batch(seed=seed), torch.Generator())
-    assert flat(agents[0].state()) == flat(agents[1].state())
-
-
-@pytest.mark.parametrize("name", [name for name in PenaltyName if name is not PenaltyName.NONE])
-def test_each_penalty_changes_the_critic_in_its_own_way(name: PenaltyName):
-    def weights(which: PenaltyName) -> list[object]:
-        torch.manual_seed(0)
-        agent = Ddpg(3, 2, COMMON, make_penalty(which, coef=1.0, discount=0.9))
-        for seed in range(3):
-            agent.update(batch(seed=seed), torch.Generator())
-        return flat(agent.critic.network.state_dict())
-
-    found = weights(name)
-    assert [other for other in PenaltyName if weights(other) == found] == [name]
-
-
-# Acting and measuring
 def test_time_limit_is_stored_as_no_end_with_the_observation_that_it_cut():
-    learner = ControlLearner(Ddpg(1, 1, COMMON, no_penalty), Corridor(), Corridor(), ACTING)
+    learner = small_learner(Corridor())
     for step in range(11):
         learner.step(step)
     rows = learner.replay.rows(torch.arange(11))
@@ -194,7 +60,7 @@ def test_time_limit_is_stored_as_no_end_with_the_observation_that_it_cut():
 
 
 def test_terminal_steps_are_stored_as_ends():
-    learner = ControlLearner(Ddpg(1, 1, COMMON, no_penalty), Corridor(ends=True), Corridor(), ACTING)
+    learner = small_learner(Corridor(ends=True))
     learner.episode.environment.x = 2.9
     learner._random_action = lambda: np.array([1.0], np.float32)
     learner.step(0)
@@ -204,15 +70,15 @@ def test_terminal_steps_are_stored_as_ends():
 
 
 def test_agent_sees_the_mapped_reward_and_the_return_is_the_tasks():
-    config = replace(ACTING, reward_scale=0.5, reward_shift=3.0)
-    learner = ControlLearner(Ddpg(1, 1, COMMON, no_penalty), Corridor(), Corridor(), config)
+    config = replace(CONFIG, reward_scale=0.5, reward_shift=3.0)
+    learner = small_learner(Corridor(), config)
     learner.step(0)
     assert learner.replay.rows(torch.arange(1))["reward"].tolist() == [2.0]  # 0.5 · (1 + 3)
     assert learner.evaluate()["return"] == 5.0  # five steps of reward 1
 
 
 def test_evaluation_changes_nothing_that_is_trained_on():
-    learner = ControlLearner(Ddpg(1, 1, COMMON, no_penalty), Corridor(), Corridor(), ACTING)
+    learner = small_learner(Corridor())
     for step in range(8):
         learner.step(step)
     before = flat(learner.state())

@@ -8,20 +8,6 @@ from posttrain.control.continuous.dm_control_task import DmControlTask
 from posttrain.control.continuous.environment import Environment
 from posttrain.control.continuous.gymnasium_task import GymnasiumTask
 
-# Acrobot, cartpole (sparse), finger, hopper and humanoid stand are named in the paper's material; the others are a
-# choice of ours from the suite, since the paper's list of twelve was not to be had.
-NAMED_TASKS = ("acrobot-swingup", "cartpole-swingup_sparse", "finger-spin", "hopper-hop", "humanoid-stand")
-CHOSEN_TASKS = (
-    "cartpole-swingup",
-    "cheetah-run",
-    "finger-turn_hard",
-    "hopper-stand",
-    "quadruped-walk",
-    "reacher-hard",
-    "walker-walk",
-)
-SUITE_TASKS = NAMED_TASKS + CHOSEN_TASKS
-
 
 def make_environment(task: str) -> Environment:
     """`Pendulum-v1`, an id of gymnasium, or `cartpole-swingup`, domain and task of the control suite.

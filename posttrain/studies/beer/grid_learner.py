@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,41 +13,28 @@ from posttrain.control.continuous.rank import effective_rank, numerical_rank
 from posttrain.losses.representation import FeatureValues, beer_hinge
 from posttrain.losses.td import TransitionValues, td_squared
 from posttrain.losses.term import total
+from posttrain.studies.beer.grid_config import BeerGridConfig
 from posttrain.studies.beer.networks import Critic, Trained
 from posttrain.studies.beer.penalties import Penalty, means
-
-
-@dataclass(frozen=True, slots=True)
-class GridSettings:
-    """Of one run."""
-
-    seed: int
-    hidden_sizes: Sequence[int]
-    learning_rate: float
-    discount: float
-    tau: float
-    batch_size: int
-    rank_threshold: float
-    rank_delta: float
 
 
 class GridLearner:
     """One update on pairs drawn uniformly from all states and actions; nothing is explored."""
 
-    def __init__(self, world: GridWorld, settings: GridSettings, penalty: Penalty) -> None:
-        self.world, self.settings, self.penalty = world, settings, penalty
+    def __init__(self, world: GridWorld, config: BeerGridConfig, penalty: Penalty, *, seed: int) -> None:
+        self.world, self.config, self.penalty = world, config, penalty
         self.pairs = world.pair_features()  # [P, S + A]
-        self.carry = torch.where(world.is_terminal, 0.0, settings.discount)
+        self.carry = torch.where(world.is_terminal, 0.0, config.discount)
         self.reward = world.reward.float()
         self.starts = world.is_start.nonzero().squeeze(-1)  # the pairs to draw from
-        self.optimal_q = world.optimal_q(discount=settings.discount)
-        torch.manual_seed(settings.seed)  # of the network's initialisation alone
-        self.critic = Trained(Critic(self.pairs.shape[1], settings.hidden_sizes), learning_rate=settings.learning_rate)
-        self.generator = Generator().manual_seed(settings.seed)
+        self.optimal_q = world.optimal_q(discount=config.discount)
+        torch.manual_seed(seed)  # of the network's initialisation alone
+        self.critic = Trained(Critic(self.pairs.shape[1], config.hidden_sizes), learning_rate=config.learning_rate)
+        self.generator = Generator().manual_seed(seed)
 
     def step(self, step: int) -> Mapping[str, Tensor]:
         """One update; the terms' means."""
-        drawn = torch.randint(len(self.starts), (self.settings.batch_size,), generator=self.generator)
+        drawn = torch.randint(len(self.starts), (self.config.batch_size,), generator=self.generator)
         pair = self.starts[drawn]
         with torch.no_grad():
             next_phi, next_q = self._next(self.critic.slow, pair)
@@ -58,7 +44,7 @@ class GridLearner:
         terms = (*td_squared(values), *self.penalty(features, lambda: self._next(self.critic.network, pair)[0]))
         counts = {"transition": len(q), "segment": max(1, int((features.carry > 0).sum()))}
         self.critic.descend(total(terms, counts))
-        self.critic.follow(tau=self.settings.tau)
+        self.critic.follow(tau=self.config.tau)
         return means(terms, counts)
 
     @torch.no_grad()
@@ -72,8 +58,8 @@ class GridLearner:
         return {
             "q_error": float((q - self.optimal_q[self.starts]).abs().mean()),
             "td_error": float(residual.abs().mean()),
-            "rank": float(numerical_rank(features.phi, threshold=self.settings.rank_threshold)),
-            "effective_rank": float(effective_rank(features.phi, delta=self.settings.rank_delta)),
+            "rank": float(numerical_rank(features.phi, threshold=self.config.rank_threshold)),
+            "effective_rank": float(effective_rank(features.phi, delta=self.config.rank_delta)),
             **{name: float(mean) for name, mean in bound.items()},
         }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ from posttrain.control.continuous.rank import effective_rank, numerical_rank
 from posttrain.control.replay import Replay
 from posttrain.losses.representation import beer_hinge
 from posttrain.studies.beer.agents import feature_values
+from posttrain.studies.beer.config import BeerConfig
 from posttrain.studies.beer.networks import Trained
 from posttrain.studies.beer.penalties import means
 from posttrain.studies.beer.returns import evaluate_episode, q_errors
@@ -38,32 +38,16 @@ class Agent(Protocol):
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class ActingConfig:
-    """How the agent plays, remembers and is measured."""
-
-    seed: int
-    discount: float
-    batch_size: int
-    replay_capacity: int
-    n_random_steps: int  # actions drawn uniformly before the first update
-    exploration: float  # deviation of the normal noise on actions in [-1, 1]
-    reward_scale: float  # the agent sees scale · (reward + shift); returns are reported as the task gives them
-    reward_shift: float
-    n_eval_episodes: int
-    rank_samples: int  # transitions of the replay whose features are measured
-    rank_threshold: float  # of numerical_rank
-    rank_delta: float  # of effective_rank
-
-
 class ControlLearner:
     """One environment step and one update at a time, as training.loop asks."""
 
-    def __init__(self, agent: Agent, training: Environment, evaluation: Environment, config: ActingConfig) -> None:
-        self.agent, self.evaluation, self.config = agent, evaluation, config
-        self.episode = Episode(training, seed=reset_seed(config.seed, TRAINING), n_steps=training.n_steps)
+    def __init__(
+        self, agent: Agent, training: Environment, evaluation: Environment, config: BeerConfig, *, seed: int
+    ) -> None:
+        self.agent, self.evaluation, self.config, self.seed = agent, evaluation, config, seed
+        self.episode = Episode(training, seed=reset_seed(seed, TRAINING), n_steps=training.n_steps)
         self.replay = Replay(config.replay_capacity)
-        self.generator = Generator().manual_seed(config.seed)
+        self.generator = Generator().manual_seed(seed)
 
     def step(self, step: int) -> Mapping[str, Tensor]:
         """Play one action; from the first step that is not random on, one update."""
@@ -95,7 +79,7 @@ class ControlLearner:
             evaluate_episode(
                 self.evaluation,
                 self.agent.actor.network,
-                seed=reset_seed(config.seed, EVALUATION, self.agent.n_updates, number),
+                seed=reset_seed(self.seed, EVALUATION, self.agent.n_updates, number),
                 discount=config.discount,
             )
             for number in range(config.n_eval_episodes)
@@ -136,7 +120,7 @@ class ControlLearner:
         The draw leaves the learner's generator alone.
         """
         config, actor, critic = self.config, self.agent.actor, self.agent.critic
-        drawn = self.replay.sample(config.rank_samples, Generator().manual_seed(config.seed))
+        drawn = self.replay.sample(config.rank_samples, Generator().manual_seed(self.seed))
         next_observation = drawn["next_observation"]
         next_phi = critic.slow.features(next_observation, actor.slow(next_observation))
         features = feature_values(critic.network, drawn, next_phi, config.discount)

@@ -12,7 +12,7 @@ from posttrain.control.continuous.tasks import make_environment
 from posttrain.evaluation.study_files import append_result, begin_study, is_done, run_dir
 from posttrain.studies.beer.agents import AgentConfig, Ddpg, Td3, Td3Config
 from posttrain.studies.beer.config import Algorithm, BeerConfig, split_method
-from posttrain.studies.beer.learner import ActingConfig, ControlLearner
+from posttrain.studies.beer.learner import ControlLearner
 from posttrain.studies.beer.penalties import PenaltyName, make_penalty
 from posttrain.training.jobs import run_jobs
 from posttrain.training.loop import LoopConfig, run_loop
@@ -74,27 +74,10 @@ def make_learner(run: Run) -> ControlLearner:
     else:
         more = Td3Config(config.target_noise, config.noise_clip, config.actor_every)
         agent = Td3(*sizes, common, more, penalty)
-    return ControlLearner(agent, training, evaluation, _acting(config, run.seed))
+    return ControlLearner(agent, training, evaluation, config, seed=run.seed)
 
 
 def environment(config: BeerConfig) -> Environment:
     """The task as the agent plays it."""
     task = make_environment(config.task)
     return task if config.action_repeat == 1 else Repeated(task, n_repeats=config.action_repeat)
-
-
-def _acting(config: BeerConfig, seed: int) -> ActingConfig:
-    return ActingConfig(
-        seed=seed,
-        discount=config.discount,
-        batch_size=config.batch_size,
-        replay_capacity=config.replay_capacity,
-        n_random_steps=config.n_random_steps,
-        exploration=config.exploration,
-        reward_scale=config.reward_scale,
-        reward_shift=config.reward_shift,
-        n_eval_episodes=config.n_eval_episodes,
-        rank_samples=config.rank_samples,
-        rank_threshold=config.rank_threshold,
-        rank_delta=config.rank_delta,
-    )
