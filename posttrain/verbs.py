@@ -215,6 +215,12 @@ VERBS = (
         function="posttrain.studies.molecules.run:run_molecules",
     ),
     Verb(
+        "control beer-grid",
+        "Train DQN with penalties on its critic's features (BEER, DR3) on grids with exact values, over seeds.",
+        config="posttrain.studies.beer.grid_config:BeerGridConfig",
+        function="posttrain.studies.beer.grid_study:run_beer_grid",
+    ),
+    Verb(
         "control beer",
         "Train DDPG or TD3 with penalties on their critic's features (BEER, DR3) on a control task, over seeds.",
         config="posttrain.studies.beer.config:BeerConfig",
