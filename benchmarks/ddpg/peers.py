@@ -79,11 +79,9 @@ def sb3_model(case: Case, *, seed: int) -> Any:
 def copy_weights(model: Any, learner: ControlLearner) -> None:
     """Give our agent the weights of stable-baselines3's, slow copies included."""
     agent = learner.agent
-    critics = [agent.critic, *([agent.second] if hasattr(agent, "second") else [])]
     pairs = [(model.actor.mu, agent.actor.network), (model.actor_target.mu, agent.actor.slow)]
-    for place, critic in enumerate(critics):
-        pairs.append((model.critic.q_networks[place], critic.network))
-        pairs.append((model.critic_target.q_networks[place], critic.slow))
+    pairs += zip(model.critic.q_networks, agent.critics.network, strict=True)
+    pairs += zip(model.critic_target.q_networks, agent.critics.slow, strict=True)
     with torch.no_grad():
         for theirs, ours in pairs:
             for source, target in zip(theirs.parameters(), ours.parameters(), strict=True):

@@ -29,10 +29,15 @@ def test_update_reaches_the_weights_of_stable_baselines3(algorithm: str, monkeyp
             "is_terminal": rows.dones.squeeze(-1) > 0,
         }
         learner.agent.update(batch, learner.generator)
-    theirs = [*model.critic.q_networks[0].parameters(), *model.actor.mu.parameters()]
-    slow = [*model.critic_target.q_networks[0].parameters(), *model.actor_target.mu.parameters()]
-    ours = [*learner.agent.critic.network.parameters(), *learner.agent.actor.network.parameters()]
-    our_slow = [*learner.agent.critic.slow.parameters(), *learner.agent.actor.slow.parameters()]
-    for a, b in zip((*theirs, *slow), (*ours, *our_slow), strict=True):
+    agent = learner.agent
+    pairs = [
+        (model.actor.mu, agent.actor.network),
+        (model.actor_target.mu, agent.actor.slow),
+        *zip(model.critic.q_networks, agent.critics.network, strict=True),
+        *zip(model.critic_target.q_networks, agent.critics.slow, strict=True),
+    ]
+    for a, b in (
+        (a, b) for theirs, ours in pairs for a, b in zip(theirs.parameters(), ours.parameters(), strict=True)
+    ):
         # Adam divides by the gradient's own size, so that float32 rounding of 1e-7 can grow to 1e-4 of a step of 1e-3.
         torch.testing.assert_close(b, a, rtol=0, atol=1e-5)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from posttrain.losses.representation import FeatureValues
 from posttrain.losses.td import TransitionValues, td_squared
@@ -37,36 +38,34 @@ class Ddpg:
 
     def __init__(self, n_observations: int, n_actions: int, config: AgentConfig, penalty: Penalty) -> None:
         self.config, self.penalty = config, penalty
-        self.actor, self.critic = (
-            _actor(n_observations, n_actions, config),
-            _critic(n_observations + n_actions, config),
-        )
+        self.actor = _actor(n_observations, n_actions, config)
+        self.critics = _critics(1, n_observations + n_actions, config)
         self.n_updates = 0
 
     def update(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """One step of the critic, one of the actor; numbers for the log."""
         numbers = self._update_critic(batch)
-        observation = batch["observation"]
-        self.actor.descend(-q_value(self.critic.network, observation, self.actor.network(observation)).mean())
-        for trained in (self.actor, self.critic):
+        climb(self.actor, self.critics.network[0], batch["observation"])
+        for trained in (self.actor, self.critics):
             trained.follow(tau=self.config.tau)
         self.n_updates += 1
         return numbers
 
     def _update_critic(self, batch: Batch) -> dict[str, Tensor]:
+        [slow] = self.critics.slow
         with torch.no_grad():
-            next_phi = self.critic.slow.features(batch["next_observation"], self.actor.slow(batch["next_observation"]))
-            next_q = self.critic.slow.value(next_phi)
-        return update_critic(self.critic, self.actor, batch, next_phi, next_q, self.config.discount, self.penalty)
+            next_phi = slow.features(batch["next_observation"], self.actor.slow(batch["next_observation"]))
+            target = Target(slow.value(next_phi), (next_phi,))
+        return update_critics(self.critics, self.actor, batch, target, self.config.discount, self.penalty)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"actor": self.actor.state(), "critic": self.critic.state(), "n_updates": self.n_updates}
+        return {"actor": self.actor.state(), "critics": self.critics.state(), "n_updates": self.n_updates}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go back to what `state` returned."""
         self.actor.load_state(state["actor"])
-        self.critic.load_state(state["critic"])
+        self.critics.load_state(state["critics"])
         self.n_updates = state["n_updates"]
 
 
@@ -91,7 +90,7 @@ class Td3:
     ) -> None:
         self.config, self.more, self.penalty = config, more, penalty
         self.actor = _actor(n_observations, n_actions, config)
-        self.critic, self.second = (_critic(n_observations + n_actions, config) for _ in range(2))
+        self.critics = _critics(2, n_observations + n_actions, config)
         self.n_updates = 0
 
     def update(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
@@ -99,57 +98,70 @@ class Td3:
         numbers = self._update_critics(batch, generator)
         self.n_updates += 1
         if self.n_updates % self.more.actor_every == 0:
-            observation = batch["observation"]
-            self.actor.descend(-q_value(self.critic.network, observation, self.actor.network(observation)).mean())
-            for trained in (self.actor, self.critic, self.second):
+            climb(self.actor, self.critics.network[0], batch["observation"])
+            for trained in (self.actor, self.critics):
                 trained.follow(tau=self.config.tau)
         return numbers
 
     def _update_critics(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
-        critics, clip = (self.critic, self.second), self.more.noise_clip
+        clip = self.more.noise_clip
         with torch.no_grad():
             action = self.actor.slow(batch["next_observation"])
             noise = self.more.target_noise * torch.randn(action.shape, generator=generator)
             action = (action + noise.clamp(-clip, clip)).clamp(-1, 1)
-            next_phis = [critic.slow.features(batch["next_observation"], action) for critic in critics]
-            values = [critic.slow.value(phi) for critic, phi in zip(critics, next_phis, strict=True)]
-            next_q = torch.minimum(*values)
-        numbers = [
-            update_critic(critic, self.actor, batch, next_phi, next_q, self.config.discount, self.penalty)
-            for critic, next_phi in zip(critics, next_phis, strict=True)
-        ]
-        return numbers[0]
+            next_phis = tuple(slow.features(batch["next_observation"], action) for slow in self.critics.slow)
+            values = [slow.value(phi) for slow, phi in zip(self.critics.slow, next_phis, strict=True)]
+            target = Target(torch.minimum(*values), next_phis)
+        return update_critics(self.critics, self.actor, batch, target, self.config.discount, self.penalty)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        trained = {"actor": self.actor, "critic": self.critic, "second": self.second}
-        return {"n_updates": self.n_updates, **{name: part.state() for name, part in trained.items()}}
+        return {"actor": self.actor.state(), "critics": self.critics.state(), "n_updates": self.n_updates}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go back to what `state` returned."""
+        self.actor.load_state(state["actor"])
+        self.critics.load_state(state["critics"])
         self.n_updates = state["n_updates"]
-        for name, part in (("actor", self.actor), ("critic", self.critic), ("second", self.second)):
-            part.load_state(state[name])
 
 
-def update_critic(
-    critic: Trained, actor: Trained, batch: Batch, next_phi: Tensor, next_q: Tensor, discount: float, penalty: Penalty
+class Target(NamedTuple):
+    """What the critics are drawn to, by the slow copies."""
+
+    next_q: Tensor  # [N] one number for all critics
+    next_phis: tuple[Tensor, ...]  # [N, D] of each critic
+
+
+def climb(actor: Trained, critic: Critic, observation: Tensor) -> None:
+    """One step of the actor up the critic, which gets no gradient."""
+    actor.descend(-critic.value(critic.features(observation, actor.network(observation))).mean())
+
+
+def update_critics(
+    critics: Trained, actor: Trained, batch: Batch, target: Target, discount: float, penalty: Penalty
 ) -> dict[str, Tensor]:
-    """One step of a critic on the squared temporal difference and its penalty; the terms' means, for the log."""
-    network: Critic = critic.network
-    features = feature_values(network, batch, next_phi, discount)
-    q = network.value(features.phi)
-    values = TransitionValues(q, features.inflow, features.carry, next_q, torch.ones_like(q))
+    """One step of all critics on squared temporal differences and penalties; the first one's means, for the log.
 
-    def online_next_features() -> Tensor:
-        with torch.no_grad():
-            return network.features(batch["next_observation"], actor.network(batch["next_observation"]))
+    Critics share no weight, so that one step on the sum of their losses is a step of each.
+    """
+    losses, numbers = [], []
+    for critic, next_phi in zip(critics.network, target.next_phis, strict=True):
+        features = feature_values(critic, batch, next_phi, discount)
+        q = critic.value(features.phi)
+        values = TransitionValues(q, features.inflow, features.carry, target.next_q, torch.ones_like(q))
+        online = partial(_online_next_features, critic, actor.network, batch)
+        terms = (*td_squared(values), *penalty(features, online))
+        # A batch of terminal rows alone has no segment; its penalty is 0, over whatever count.
+        counts: Counts = {"transition": len(q), "segment": max(1, int((features.carry > 0).sum()))}
+        losses.append(total(terms, counts))
+        numbers.append({**means(terms, counts), "q": q.detach().mean()})
+    critics.descend(torch.stack(losses).sum())
+    return numbers[0]
 
-    terms = (*td_squared(values), *penalty(features, online_next_features))
-    # A batch of terminal rows alone has no segment; its penalty is 0, over whatever count.
-    counts: Counts = {"transition": len(q), "segment": max(1, int((features.carry > 0).sum()))}
-    critic.descend(total(terms, counts))
-    return {**means(terms, counts), "q": q.detach().mean()}
+
+@torch.no_grad()
+def _online_next_features(critic: Critic, actor: Actor, batch: Batch) -> Tensor:
+    return critic.features(batch["next_observation"], actor(batch["next_observation"]))
 
 
 def feature_values(critic: Critic, batch: Batch, next_phi: Tensor, discount: float) -> FeatureValues:
@@ -160,14 +172,10 @@ def feature_values(critic: Critic, batch: Batch, next_phi: Tensor, discount: flo
     return FeatureValues(phi, next_phi, weight, bias, batch["reward"], carry)
 
 
-def q_value(critic: Critic, observation: Tensor, action: Tensor) -> Tensor:
-    """[N] Q(s, a)."""
-    return critic.value(critic.features(observation, action))
-
-
 def _actor(n_observations: int, n_actions: int, config: AgentConfig) -> Trained:
     return Trained(Actor(n_observations, n_actions, config.hidden_sizes), learning_rate=config.learning_rate)
 
 
-def _critic(n_inputs: int, config: AgentConfig) -> Trained:
-    return Trained(Critic(n_inputs, config.hidden_sizes), learning_rate=config.learning_rate)
+def _critics(n: int, n_inputs: int, config: AgentConfig) -> Trained:
+    critics = nn.ModuleList(Critic(n_inputs, config.hidden_sizes) for _ in range(n))
+    return Trained(critics, learning_rate=config.learning_rate)

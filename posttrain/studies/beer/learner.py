@@ -28,7 +28,7 @@ class Agent(Protocol):
     """What DDPG and TD3 look like from here."""
 
     actor: Trained
-    critic: Trained
+    critics: Trained  # of which the first is measured
     n_updates: int
 
     def update(self, batch: Mapping[str, Tensor], generator: Generator) -> Mapping[str, Tensor]: ...
@@ -74,7 +74,7 @@ class ControlLearner:
 
         The episodes' first states differ from one evaluation to the next.
         """
-        config, critic = self.config, self.agent.critic.network
+        config, critic = self.config, self.agent.critics.network[0]
         episodes = [
             evaluate_episode(
                 self.evaluation,
@@ -119,11 +119,11 @@ class ControlLearner:
 
         The draw leaves the learner's generator alone.
         """
-        config, actor, critic = self.config, self.agent.actor, self.agent.critic
+        config, actor, critics = self.config, self.agent.actor, self.agent.critics
         drawn = self.replay.sample(config.rank_samples, Generator().manual_seed(self.seed))
         next_observation = drawn["next_observation"]
-        next_phi = critic.slow.features(next_observation, actor.slow(next_observation))
-        features = feature_values(critic.network, drawn, next_phi, config.discount)
+        next_phi = critics.slow[0].features(next_observation, actor.slow(next_observation))
+        features = feature_values(critics.network[0], drawn, next_phi, config.discount)
         measured = beer_hinge(features, coef=0.0, unit="segment")
         n_segments = max(1, int((features.carry > 0).sum()))
         return {

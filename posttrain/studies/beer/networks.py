@@ -49,7 +49,7 @@ class Actor(nn.Module):
 
 
 class Trained:
-    """A network with its slow copy and its optimiser."""
+    """A network, or several that are trained together, with the slow copy and the optimiser."""
 
     def __init__(self, network: nn.Module, *, learning_rate: float) -> None:
         self.network = network
