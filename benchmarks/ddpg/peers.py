@@ -80,8 +80,8 @@ def copy_weights(model: Any, learner: ControlLearner) -> None:
     """Give our agent the weights of stable-baselines3's, slow copies included."""
     agent = learner.agent
     pairs = [(model.actor.mu, agent.actor.network), (model.actor_target.mu, agent.actor.slow)]
-    pairs += zip(model.critic.q_networks, agent.critics.network, strict=True)
-    pairs += zip(model.critic_target.q_networks, agent.critics.slow, strict=True)
+    pairs += zip(model.critic.q_networks, agent.critics.network.each, strict=True)
+    pairs += zip(model.critic_target.q_networks, agent.critics.slow.each, strict=True)
     with torch.no_grad():
         for theirs, ours in pairs:
             for source, target in zip(theirs.parameters(), ours.parameters(), strict=True):

@@ -85,15 +85,13 @@ def beer_released(
     Differs from that code: `discount` is not fixed at 0.99, and rows without features, where it divides by 0, are out.
     """
     phi, next_phi = v.phi.detach(), v.next_phi.detach()
-    norms = phi.norm(dim=-1) * next_phi.norm(dim=-1)
+    norms, has_features = _norms(phi, next_phi)
     gap = phi.square().sum(-1) + discount**2 * online_next_phi.detach().square().sum(-1)
     gap = gap - v.inflow.detach().square() / v.weight.detach().square().sum()
-    is_bounded = norms > 0
-    bound = gap / torch.where(is_bounded, 2 * discount * norms, 1.0)
-    cosine = F.cosine_similarity(v.phi, next_phi, dim=-1, eps=1e-6)
-    excess = torch.where(is_bounded, (cosine - bound).relu(), 0.0)
-    mixed = _Bound(torch.where(is_bounded, cosine, 0.0), torch.where(is_bounded, bound, 0.0), excess)
-    return (Term("beer", excess, unit, coef), *_bound_metrics(mixed, unit))
+    cosine = torch.where(has_features, F.cosine_similarity(v.phi, next_phi, dim=-1, eps=1e-6), 0.0)
+    upper = torch.where(has_features, gap / (2 * discount * norms), 0.0)
+    mixed = _Bound(cosine, upper, torch.where(has_features, (cosine - upper).relu(), 0.0))
+    return (Term("beer", mixed.excess, unit, coef), *_bound_metrics(mixed, unit))
 
 
 def dr3(v: FeatureValues, *, coef: float, unit: Unit) -> tuple[Term, ...]:
@@ -109,7 +107,7 @@ def infer(heads: Tensor, initial_heads: Tensor, *, scale: float, coef: float, un
     """Mean over K of (g_k(s, a) − scale · g_k⁰(s, a))²: random linear heads stay what they were at initialisation.
 
     (InFeR, Lyle et al. 2022, arXiv 2204.09560.) heads [N, K] of the network now, initial_heads [N, K] of its frozen
-    first copy, both before scaling; the caller multiplies `heads` by nothing.
+    first copy, both unscaled.
     """
     if heads.dim() != 2 or heads.shape != initial_heads.shape:
         raise ValueError(f"heads are {tuple(heads.shape)}, at the start {tuple(initial_heads.shape)}: needed [N, K]")
@@ -128,18 +126,26 @@ class _Bound:
 def _bound(v: FeatureValues) -> _Bound:
     inflow, carry = v.effective_inflow().detach(), v.carry
     next_phi = torch.where(carry.unsqueeze(-1) > 0, v.next_phi.detach(), 0.0)
-    norms = v.phi.norm(dim=-1) * next_phi.norm(dim=-1)
+    norms, has_features = _norms(v.phi, next_phi)
     squared_weight = v.weight.detach().square().sum()
-    is_bounded = (carry > 0) & (norms > 0) & (squared_weight > 0)
+    is_bounded = has_features & (carry > 0) & (squared_weight > 0)
     needed = inflow.square() / torch.where(squared_weight > 0, squared_weight, 1.0)
     gap = (v.phi - carry.unsqueeze(-1) * next_phi).square().sum(-1) - needed
     scale = torch.where(is_bounded, 2 * carry * norms, 1.0).detach()
-    cosine = (v.phi * next_phi).sum(-1) / torch.where(is_bounded, norms, 1.0)
+    cosine = (v.phi * next_phi).sum(-1) / norms
     return _Bound(
         torch.where(is_bounded, cosine, 0.0),
         torch.where(is_bounded, cosine + gap / scale, 0.0).detach(),
         torch.where(is_bounded, (-gap).relu() / scale, 0.0),
     )
+
+
+def _norms(phi: Tensor, next_phi: Tensor) -> tuple[Tensor, Tensor]:
+    """[N] |φ||φ'|, and whether it is positive; 1 where it is not, since the root has no derivative at 0."""
+    squares = (phi.square().sum(-1), next_phi.square().sum(-1))
+    has_features = (squares[0] > 0) & (squares[1] > 0)
+    roots = [torch.where(has_features, square, 1.0).sqrt() for square in squares]
+    return roots[0] * roots[1], has_features
 
 
 def _bound_metrics(bound: _Bound, unit: Unit) -> tuple[Term, ...]:

@@ -33,8 +33,8 @@ def test_update_reaches_the_weights_of_stable_baselines3(algorithm: str, monkeyp
     pairs = [
         (model.actor.mu, agent.actor.network),
         (model.actor_target.mu, agent.actor.slow),
-        *zip(model.critic.q_networks, agent.critics.network, strict=True),
-        *zip(model.critic_target.q_networks, agent.critics.slow, strict=True),
+        *zip(model.critic.q_networks, agent.critics.network.each, strict=True),
+        *zip(model.critic_target.q_networks, agent.critics.slow.each, strict=True),
     ]
     for a, b in (
         (a, b) for theirs, ours in pairs for a, b in zip(theirs.parameters(), ours.parameters(), strict=True)

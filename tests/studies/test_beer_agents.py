@@ -24,7 +24,7 @@ def batch(n: int = 12, *, seed: int = 0) -> dict[str, torch.Tensor]:
 def test_ddpg_learns_from_the_slow_copies_and_stops_at_terminal_rows():
     torch.manual_seed(0)
     agent, rows = Ddpg(3, 2, COMMON, no_penalty), batch()
-    actor, [slow] = agent.actor.slow, agent.critics.slow
+    actor, [slow] = agent.actor.slow, agent.critics.slow.each
     with torch.no_grad():
         errors = []
         for i in range(12):
@@ -40,13 +40,13 @@ def test_td3_learns_from_the_smaller_of_its_critics():
     torch.manual_seed(0)
     agent, rows = Td3(3, 2, COMMON, smoothed(), no_penalty), batch()
     with torch.no_grad():
-        agent.critics.slow[1].head.bias += 0.36  # so that either is the smaller somewhere
+        agent.critics.slow.each[1].head.bias += 0.36  # so that either is the smaller somewhere
         action = agent.actor.slow(rows["next_observation"])
         pair = torch.cat((rows["next_observation"], action), -1)
-        values = torch.cat([slow.head(slow.hidden(pair)) for slow in agent.critics.slow], -1)
+        values = torch.cat([slow.head(slow.hidden(pair)) for slow in agent.critics.slow.each], -1)
         assert 0 < int((values[:, 0] < values[:, 1]).sum()) < 12
         target = rows["reward"] + torch.where(rows["is_terminal"], 0.0, 0.9) * values.amin(-1)
-        first = agent.critics.network[0]
+        first = agent.critics.network.each[0]
         q = first.head(first.hidden(torch.cat((rows["observation"], rows["action"]), -1))).squeeze(-1)
     numbers = agent.update(rows, torch.Generator().manual_seed(0))
     torch.testing.assert_close(numbers["td"], (q - target).square().mean(), rtol=1e-5, atol=0)
@@ -71,7 +71,7 @@ def test_td3_smooths_its_target_with_clipped_noise():
 def test_actor_step_leaves_the_critic_without_gradient(make):
     agent, rows = make(), batch()
     before = flat(agent.critics.network.state_dict())
-    climb(agent.actor, agent.critics.network[0], rows["observation"])
+    climb(agent.actor, agent.critics.network.each[0], rows["observation"])
     assert all(parameter.grad is None for parameter in agent.critics.parameters)
     assert any(parameter.grad.abs().max() > 0 for parameter in agent.actor.parameters)
     assert flat(agent.critics.network.state_dict()) == before
@@ -81,19 +81,19 @@ def test_td3_moves_actor_and_slow_copies_only_every_few_updates():
     agent = Td3(3, 2, COMMON, smoothed(actor_every=3), no_penalty)
     moved = []
     for seed in range(6):
-        before = [flat(part.state_dict()) for part in (agent.actor.network, *agent.critics.slow)]
+        before = [flat(part.state_dict()) for part in (agent.actor.network, *agent.critics.slow.each)]
         agent.update(batch(seed=seed), torch.Generator().manual_seed(0))
-        after = [flat(part.state_dict()) for part in (agent.actor.network, *agent.critics.slow)]
+        after = [flat(part.state_dict()) for part in (agent.actor.network, *agent.critics.slow.each)]
         moved.append([a != b for a, b in zip(after, before, strict=True)])
     assert moved == [[False] * 3, [False] * 3, [True] * 3] * 2
 
 
 def test_slow_copies_move_by_a_share_tau():
     agent = Ddpg(3, 2, COMMON, no_penalty)
-    old = agent.critics.slow[0].head.bias.item()
+    old = agent.critics.slow.each[0].head.bias.item()
     agent.update(batch(), torch.Generator())
-    new = agent.critics.network[0].head.bias.item()
-    assert agent.critics.slow[0].head.bias.item() == pytest.approx(old + 0.1 * (new - old), rel=1e-5)
+    new = agent.critics.network.each[0].head.bias.item()
+    assert agent.critics.slow.each[0].head.bias.item() == pytest.approx(old + 0.1 * (new - old), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", list(PenaltyName))

@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from posttrain.losses.representation import FeatureValues
 from posttrain.losses.td import TransitionValues, td_squared
 from posttrain.losses.term import Counts, total
-from posttrain.studies.beer.networks import Actor, Critic, Trained
+from posttrain.studies.beer.networks import Actor, Critic, Critics, Trained
 from posttrain.studies.beer.penalties import Penalty, means
 
 Batch = Mapping[str, Tensor]  # observation, action, reward, next_observation, is_terminal: [N, ...]
@@ -45,14 +45,14 @@ class Ddpg:
     def update(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """One step of the critic, one of the actor; numbers for the log."""
         numbers = self._update_critic(batch)
-        climb(self.actor, self.critics.network[0], batch["observation"])
+        climb(self.actor, self.critics.network.each[0], batch["observation"])
         for trained in (self.actor, self.critics):
             trained.follow(tau=self.config.tau)
         self.n_updates += 1
         return numbers
 
     def _update_critic(self, batch: Batch) -> dict[str, Tensor]:
-        [slow] = self.critics.slow
+        [slow] = self.critics.slow.each
         with torch.no_grad():
             next_phi = slow.features(batch["next_observation"], self.actor.slow(batch["next_observation"]))
             target = Target(slow.value(next_phi), (next_phi,))
@@ -98,7 +98,7 @@ class Td3:
         numbers = self._update_critics(batch, generator)
         self.n_updates += 1
         if self.n_updates % self.more.actor_every == 0:
-            climb(self.actor, self.critics.network[0], batch["observation"])
+            climb(self.actor, self.critics.network.each[0], batch["observation"])
             for trained in (self.actor, self.critics):
                 trained.follow(tau=self.config.tau)
         return numbers
@@ -109,8 +109,8 @@ class Td3:
             action = self.actor.slow(batch["next_observation"])
             noise = self.more.target_noise * torch.randn(action.shape, generator=generator)
             action = (action + noise.clamp(-clip, clip)).clamp(-1, 1)
-            next_phis = tuple(slow.features(batch["next_observation"], action) for slow in self.critics.slow)
-            values = [slow.value(phi) for slow, phi in zip(self.critics.slow, next_phis, strict=True)]
+            next_phis = tuple(slow.features(batch["next_observation"], action) for slow in self.critics.slow.each)
+            values = [slow.value(phi) for slow, phi in zip(self.critics.slow.each, next_phis, strict=True)]
             target = Target(torch.minimum(*values), next_phis)
         return update_critics(self.critics, self.actor, batch, target, self.config.discount, self.penalty)
 
@@ -132,20 +132,25 @@ class Target(NamedTuple):
     next_phis: tuple[Tensor, ...]  # [N, D] of each critic
 
 
-def climb(actor: Trained, critic: Critic, observation: Tensor) -> None:
+def climb(actor: Trained[Actor], critic: Critic, observation: Tensor) -> None:
     """One step of the actor up the critic, which gets no gradient."""
     actor.descend(-critic.value(critic.features(observation, actor.network(observation))).mean())
 
 
 def update_critics(
-    critics: Trained, actor: Trained, batch: Batch, target: Target, discount: float, penalty: Penalty
+    critics: Trained[Critics],
+    actor: Trained[Actor],
+    batch: Batch,
+    target: Target,
+    discount: float,
+    penalty: Penalty,
 ) -> dict[str, Tensor]:
     """One step of all critics on squared temporal differences and penalties; the first one's means, for the log.
 
     Critics share no weight, so that one step on the sum of their losses is a step of each.
     """
     losses, numbers = [], []
-    for critic, next_phi in zip(critics.network, target.next_phis, strict=True):
+    for critic, next_phi in zip(critics.network.each, target.next_phis, strict=True):
         features = feature_values(critic, batch, next_phi, discount)
         q = critic.value(features.phi)
         values = TransitionValues(q, features.inflow, features.carry, target.next_q, torch.ones_like(q))
@@ -172,10 +177,9 @@ def feature_values(critic: Critic, batch: Batch, next_phi: Tensor, discount: flo
     return FeatureValues(phi, next_phi, weight, bias, batch["reward"], carry)
 
 
-def _actor(n_observations: int, n_actions: int, config: AgentConfig) -> Trained:
+def _actor(n_observations: int, n_actions: int, config: AgentConfig) -> Trained[Actor]:
     return Trained(Actor(n_observations, n_actions, config.hidden_sizes), learning_rate=config.learning_rate)
 
 
-def _critics(n: int, n_inputs: int, config: AgentConfig) -> Trained:
-    critics = nn.ModuleList(Critic(n_inputs, config.hidden_sizes) for _ in range(n))
-    return Trained(critics, learning_rate=config.learning_rate)
+def _critics(n: int, n_inputs: int, config: AgentConfig) -> Trained[Critics]:
+    return Trained(Critics(n, n_inputs, config.hidden_sizes), learning_rate=config.learning_rate)

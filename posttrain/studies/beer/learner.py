@@ -16,7 +16,7 @@ from posttrain.control.replay import Replay
 from posttrain.losses.representation import beer_hinge
 from posttrain.studies.beer.agents import feature_values
 from posttrain.studies.beer.config import BeerConfig
-from posttrain.studies.beer.networks import Trained
+from posttrain.studies.beer.networks import Actor, Critics, Trained
 from posttrain.studies.beer.penalties import means
 from posttrain.studies.beer.returns import evaluate_episode, q_errors
 
@@ -27,8 +27,8 @@ TRAINING, EVALUATION = 0, 1
 class Agent(Protocol):
     """What DDPG and TD3 look like from here."""
 
-    actor: Trained
-    critics: Trained  # of which the first is measured
+    actor: Trained[Actor]
+    critics: Trained[Critics]  # of which the first is measured
     n_updates: int
 
     def update(self, batch: Mapping[str, Tensor], generator: Generator) -> Mapping[str, Tensor]: ...
@@ -74,7 +74,7 @@ class ControlLearner:
 
         The episodes' first states differ from one evaluation to the next.
         """
-        config, critic = self.config, self.agent.critics.network[0]
+        config, critic = self.config, self.agent.critics.network.each[0]
         episodes = [
             evaluate_episode(
                 self.evaluation,
@@ -122,8 +122,8 @@ class ControlLearner:
         config, actor, critics = self.config, self.agent.actor, self.agent.critics
         drawn = self.replay.sample(config.rank_samples, Generator().manual_seed(self.seed))
         next_observation = drawn["next_observation"]
-        next_phi = critics.slow[0].features(next_observation, actor.slow(next_observation))
-        features = feature_values(critics.network[0], drawn, next_phi, config.discount)
+        next_phi = critics.slow.each[0].features(next_observation, actor.slow(next_observation))
+        features = feature_values(critics.network.each[0], drawn, next_phi, config.discount)
         measured = beer_hinge(features, coef=0.0, unit="segment")
         n_segments = max(1, int((features.carry > 0).sum()))
         return {

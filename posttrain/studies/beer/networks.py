@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def hidden_layers(n_inputs: int, sizes: Sequence[int]) -> nn.Sequential:
@@ -48,10 +50,19 @@ class Actor(nn.Module):
         return self.head(self.hidden(observation)).tanh()
 
 
-class Trained:
+class Critics(nn.Module):
+    """Critics of the same pairs that share no weight."""
+
+    def __init__(self, n: int, n_inputs: int, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.each = tuple(Critic(n_inputs, sizes) for _ in range(n))
+        self.registered = nn.ModuleList(self.each)
+
+
+class Trained(Generic[Network]):
     """A network, or several that are trained together, with the slow copy and the optimiser."""
 
-    def __init__(self, network: nn.Module, *, learning_rate: float) -> None:
+    def __init__(self, network: Network, *, learning_rate: float) -> None:
         self.network = network
         self.slow = copy.deepcopy(network).requires_grad_(False)
         self.parameters, self.slow_parameters = list(network.parameters()), list(self.slow.parameters())
@@ -66,8 +77,9 @@ class Trained:
     @torch.no_grad()
     def follow(self, *, tau: float) -> None:
         """Move the slow copy by a share tau of its distance."""
-        # training.ema.update_ema, without its checks of names and shapes, which here would cost a tenth of an update.
-        torch._foreach_lerp_(self.slow_parameters, self.parameters, tau)
+        # As training.ema.update_ema, whose checks in each update would cost a tenth of it at this size.
+        for slow, current in zip(self.slow_parameters, self.parameters, strict=True):
+            slow.lerp_(current, tau)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
