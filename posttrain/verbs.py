@@ -215,6 +215,18 @@ VERBS = (
         function="posttrain.studies.molecules.run:run_molecules",
     ),
     Verb(
+        "control strings",
+        "GFlowNet, OREO and policy gradients on digit strings with a verifier: exact distance, distinct solutions.",
+        config="posttrain.studies.strings.config:StringsConfig",
+        function="posttrain.studies.strings.run:run_strings",
+    ),
+    Verb(
+        "control beer-grid",
+        "Train DQN with penalties on its critic's features (BEER, DR3) on grids with exact values, over seeds.",
+        config="posttrain.studies.beer.grid_config:BeerGridConfig",
+        function="posttrain.studies.beer.grid_study:run_beer_grid",
+    ),
+    Verb(
         "control beer",
         "Train DDPG or TD3 with penalties on their critic's features (BEER, DR3) on a control task, over seeds.",
         config="posttrain.studies.beer.config:BeerConfig",

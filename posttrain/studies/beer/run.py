@@ -1,0 +1,83 @@
+"""`posttrain control beer`: methods x seeds on one task of continuous control."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from posttrain.control.continuous.environment import Environment, Repeated
+from posttrain.control.continuous.tasks import make_environment
+from posttrain.evaluation.study_files import append_result, begin_study, is_done, run_dir
+from posttrain.studies.beer.agents import AgentConfig, Ddpg, Td3, Td3Config
+from posttrain.studies.beer.config import Algorithm, BeerConfig, split_method
+from posttrain.studies.beer.learner import ControlLearner
+from posttrain.studies.beer.penalties import PenaltyName, make_penalty
+from posttrain.training.jobs import run_jobs
+from posttrain.training.loop import LoopConfig, run_loop
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one seed."""
+
+    config: BeerConfig
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method}, seed {self.seed}"
+
+
+def run_beer(config: BeerConfig) -> Path:
+    """Train every method with every seed; returns the run folder. Runs whose result is on file are not run again."""
+    environment(config)  # a task that does not exist stops here, before any file
+    begin_study(config.output, "beer", config.settings())
+    runs = [
+        Run(config, method, seed)
+        for seed in config.seeds
+        for method in config.methods
+        if not is_done(config.output, method=method, seed=seed)
+    ]
+    run_jobs(train, runs, n_processes=config.n_processes)
+    return config.output
+
+
+def train(run: Run) -> None:
+    """Train one agent and add its last evaluation to results.jsonl."""
+    config = run.config
+    loop = LoopConfig(
+        run_dir(config.output, run.method, run.seed),
+        config.n_steps,
+        logging_steps=config.logging_steps,
+        eval_steps=config.eval_steps,
+        checkpoint_steps=config.checkpoint_steps,
+    )
+    settings = {"method": run.method, "seed": run.seed, **config.settings()}
+    evaluated = run_loop(make_learner(run), loop, settings=settings)
+    append_result(config.output, {"method": run.method, "seed": run.seed, "task": config.task, **evaluated})
+
+
+def make_learner(run: Run) -> ControlLearner:
+    """The agent, its two environments and its replay, all from the run's seed."""
+    config = run.config
+    torch.manual_seed(run.seed)  # of the networks' initialisation alone
+    training, evaluation = environment(config), environment(config)
+    algorithm, name = split_method(run.method)
+    coef = config.dr3_coef if name is PenaltyName.DR3 else config.penalty_coef
+    penalty = make_penalty(name, coef=coef, discount=config.discount)
+    common = AgentConfig(config.hidden_sizes, config.learning_rate, config.discount, config.tau)
+    sizes = (training.n_observations, training.n_actions)
+    if algorithm is Algorithm.DDPG:
+        agent = Ddpg(*sizes, common, penalty)
+    else:
+        more = Td3Config(config.target_noise, config.noise_clip, config.actor_every)
+        agent = Td3(*sizes, common, more, penalty)
+    return ControlLearner(agent, training, evaluation, config, seed=run.seed)
+
+
+def environment(config: BeerConfig) -> Environment:
+    """The task as the agent plays it."""
+    task = make_environment(config.task)
+    return task if config.action_repeat == 1 else Repeated(task, n_repeats=config.action_repeat)
