@@ -29,7 +29,7 @@ class Case:
 def our_learner(case: Case, *, seed: int) -> ControlLearner:
     """Without a penalty."""
     config = BeerConfig(
-        output=Path("unused"),
+        output_dir=Path("unused"),
         task=TASK,
         hidden_sizes=(case.width, case.width),
         batch_size=case.batch_size,
@@ -45,7 +45,7 @@ def sb3_model(case: Case, *, seed: int) -> Any:
     from stable_baselines3 import DDPG, TD3
     from stable_baselines3.common.noise import NormalActionNoise
 
-    ours = BeerConfig(output=Path("unused"))
+    ours = BeerConfig(output_dir=Path("unused"))
     environment = gymnasium.make(TASK)
     n_actions = environment.action_space.shape[0]
     more = {

@@ -36,7 +36,7 @@ def value_head() -> ModuleType:
 @pytest.mark.parametrize("path", sorted(RECIPE.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configs_of_the_recipe_are_accepted(path: Path):
     config_class = BeerGridConfig if path.stem == "grid" else BeerConfig
-    config = load_config(config_class, ["--config", str(path), "--output", "run"], prog="control")
+    config = load_config(config_class, ["--config", str(path), "--output_dir", "run"], prog="control")
     assert len(config.seeds) >= 5
 
 

@@ -13,7 +13,7 @@ from posttrain.studies.beer.grid_study import run_beer_grid
 from posttrain.studies.beer.penalties import PenaltyName, make_penalty
 from posttrain.training.loop import LoopConfig, run_loop
 
-CONFIG = BeerGridConfig(output=Path("unused"), learning_rate=3e-3, discount=0.9, tau=0.05)
+CONFIG = BeerGridConfig(output_dir=Path("unused"), learning_rate=3e-3, discount=0.9, tau=0.05)
 
 
 def learner(name: PenaltyName, kind: GridReward = GridReward.COST, *, coef: float = 1e-3) -> GridLearner:
@@ -69,7 +69,7 @@ def test_stopped_run_goes_on_to_the_same_bits(tmp_path: Path):
 
 def test_study_writes_a_result_and_a_curve_for_each_run_and_keeps_what_is_there(tmp_path: Path):
     config = BeerGridConfig(
-        output=tmp_path,
+        output_dir=tmp_path,
         rewards=(GridReward.GOAL,),
         penalties=(PenaltyName.NONE, PenaltyName.DR3),
         seeds=(0, 1),
@@ -92,6 +92,6 @@ def test_study_writes_a_result_and_a_curve_for_each_run_and_keeps_what_is_there(
 
 def test_settings_that_cannot_be_run_are_refused():
     with pytest.raises(ValueError, match=r"discount is 0\.0, needs 0 < discount < 1"):
-        BeerGridConfig(output=Path("run"), discount=0.0)
+        BeerGridConfig(output_dir=Path("run"), discount=0.0)
     with pytest.raises(ValueError, match=r"seeds are \[1, 1\]: needed one or more, none of them twice"):
-        BeerGridConfig(output=Path("run"), seeds=(1, 1))
+        BeerGridConfig(output_dir=Path("run"), seeds=(1, 1))

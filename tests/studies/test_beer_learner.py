@@ -17,7 +17,7 @@ from posttrain.training.loop import LoopConfig, run_loop
 from tests.studies.plain_agents import COMMON, flat, no_penalty
 
 CONFIG = BeerConfig(
-    output=Path("unused"),
+    output_dir=Path("unused"),
     discount=0.9,
     batch_size=8,
     replay_capacity=100,
@@ -125,7 +125,7 @@ def test_q_error_is_exact_where_the_task_ends():
 # Resume
 def config_for(task: str, tmp_path: Path) -> BeerConfig:
     return BeerConfig(
-        output=tmp_path,
+        output_dir=tmp_path,
         task=task,
         n_steps=60,
         n_random_steps=20,
@@ -165,7 +165,7 @@ def test_methods_are_an_algorithm_and_a_penalty():
         ("ddpg", "dr3"),
     ]
     with pytest.raises(ValueError, match=r"method is 'sac_beer', needed ddpg or td3, alone or with _beer, _hinge"):
-        BeerConfig(output=Path("run"), methods=("sac_beer",))
+        BeerConfig(output_dir=Path("run"), methods=("sac_beer",))
 
 
 @pytest.mark.parametrize(
@@ -178,4 +178,4 @@ def test_methods_are_an_algorithm_and_a_penalty():
 )
 def test_settings_that_cannot_be_run_are_refused(field: str, value: object, message: str):
     with pytest.raises(ValueError, match=message):
-        BeerConfig(output=Path("run"), **{field: value})
+        BeerConfig(output_dir=Path("run"), **{field: value})

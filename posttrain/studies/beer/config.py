@@ -24,7 +24,7 @@ def _option(help: str, default: object, group: str) -> Any:
 class BeerConfig:
     """Train agents with and without a penalty on their critic's features, over seeds. Run again to go on."""
 
-    output: Path = field(metadata={"help": "Run folder: results.jsonl, and metrics.jsonl of every run."})
+    output_dir: Path = field(metadata={"help": "Run folder: results.jsonl, and metrics.jsonl of every run."})
     task: str = _option(
         "domain-task of the control suite, or a gymnasium id such as Pendulum-v1.", "Pendulum-v1", "study"
     )
@@ -80,7 +80,7 @@ class BeerConfig:
 
     def settings(self) -> dict[str, Any]:
         """What the numbers of a run hang on."""
-        outer = ("output", "methods", "seeds", "n_processes", "logging_steps", "checkpoint_steps")
+        outer = ("output_dir", "methods", "seeds", "n_processes", "logging_steps", "checkpoint_steps")
         return {name: plain(value) for name, value in asdict(self).items() if name not in outer}
 
 

@@ -19,7 +19,7 @@ def _option(help: str, default: object, group: str) -> Any:
 class BeerGridConfig:
     """Train DQN with penalties on an 8 x 8 grid, and measure it against value iteration. Run again to go on."""
 
-    output: Path = field(metadata={"help": "Run folder: results.jsonl, and metrics.jsonl of every run."})
+    output_dir: Path = field(metadata={"help": "Run folder: results.jsonl, and metrics.jsonl of every run."})
     rewards: tuple[GridReward, ...] = _option(
         "cost: -1 a move; distance: 1 - distance to the goal, without end; goal: 1 at the goal.",
         tuple(GridReward),
@@ -57,5 +57,5 @@ class BeerGridConfig:
 
     def settings(self) -> dict[str, Any]:
         """What the numbers of a run hang on."""
-        outer = ("output", "rewards", "penalties", "seeds", "n_processes", "logging_steps")
+        outer = ("output_dir", "rewards", "penalties", "seeds", "n_processes", "logging_steps")
         return {name: plain(value) for name, value in asdict(self).items() if name not in outer}

@@ -34,16 +34,16 @@ class GridRun:
 
 def run_beer_grid(config: BeerGridConfig) -> Path:
     """Train every penalty on every reward with every seed; returns the run folder. Results on file are kept."""
-    begin_study(config.output, "beer-grid", config.settings())
+    begin_study(config.output_dir, "beer-grid", config.settings())
     runs = [
         GridRun(config, reward, penalty, seed)
         for seed in config.seeds
         for reward in config.rewards
         for penalty in config.penalties
     ]
-    missing = [run for run in runs if not is_done(config.output, **_key(run))]
+    missing = [run for run in runs if not is_done(config.output_dir, **_key(run))]
     run_jobs(train, missing, n_processes=config.n_processes)
-    return config.output
+    return config.output_dir
 
 
 def train(run: GridRun) -> None:
@@ -52,10 +52,10 @@ def train(run: GridRun) -> None:
     coef = config.dr3_coef if run.penalty is PenaltyName.DR3 else config.penalty_coef
     penalty = make_penalty(run.penalty, coef=coef, discount=config.discount)
     learner = GridLearner(grid_world(run.reward), config, penalty, seed=run.seed)
-    folder = run_dir(config.output, f"{run.reward}/{run.method}", run.seed)
+    folder = run_dir(config.output_dir, f"{run.reward}/{run.method}", run.seed)
     loop = LoopConfig(folder, config.n_updates, logging_steps=config.logging_steps, eval_steps=config.eval_steps)
     evaluated = run_loop(learner, loop, settings={**_key(run), **config.settings()})
-    append_result(config.output, {**_key(run), **evaluated})
+    append_result(config.output_dir, {**_key(run), **evaluated})
 
 
 def _key(run: GridRun) -> dict[str, Any]:

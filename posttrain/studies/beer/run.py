@@ -33,22 +33,22 @@ class Run:
 def run_beer(config: BeerConfig) -> Path:
     """Train every method with every seed; returns the run folder. Runs whose result is on file are not run again."""
     environment(config)  # a task that does not exist stops here, before any file
-    begin_study(config.output, "beer", config.settings())
+    begin_study(config.output_dir, "beer", config.settings())
     runs = [
         Run(config, method, seed)
         for seed in config.seeds
         for method in config.methods
-        if not is_done(config.output, method=method, seed=seed)
+        if not is_done(config.output_dir, method=method, seed=seed)
     ]
     run_jobs(train, runs, n_processes=config.n_processes)
-    return config.output
+    return config.output_dir
 
 
 def train(run: Run) -> None:
     """Train one agent and add its last evaluation to results.jsonl."""
     config = run.config
     loop = LoopConfig(
-        run_dir(config.output, run.method, run.seed),
+        run_dir(config.output_dir, run.method, run.seed),
         config.n_steps,
         logging_steps=config.logging_steps,
         eval_steps=config.eval_steps,
@@ -56,7 +56,7 @@ def train(run: Run) -> None:
     )
     settings = {"method": run.method, "seed": run.seed, **config.settings()}
     evaluated = run_loop(make_learner(run), loop, settings=settings)
-    append_result(config.output, {"method": run.method, "seed": run.seed, "task": config.task, **evaluated})
+    append_result(config.output_dir, {"method": run.method, "seed": run.seed, "task": config.task, **evaluated})
 
 
 def make_learner(run: Run) -> ControlLearner:
