@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.evaluation.page import Section, fact_table, html_page, paragraph
-from posttrain.evaluation.study_figures import intrl, intrl_tables, molecules
+from posttrain.evaluation.study_figures import intrl, intrl_tables, model_based, molecules
 from posttrain.evaluation.study_files import StudyRun, read_study
 from posttrain.evaluation.tables import Table
 from posttrain.provenance import RUN_CARD
@@ -25,6 +25,10 @@ class Shown:
 SHOWN: dict[str, Shown] = {  # by the name of the study
     "intrl": Shown(intrl.draw, intrl_tables.result_tables),
     "molecules": Shown(molecules.draw, molecules.result_tables),
+    "model-theorem": Shown(model_based.draw_theorem, model_based.theorem_tables),
+    "panflute": Shown(model_based.draw_panflute, model_based.panflute_tables),
+    "worlds-online": Shown(model_based.draw_online, model_based.online_tables),
+    "imagined-values": Shown(model_based.draw_imagined, model_based.imagined_tables),
 }
 FACTS = ("command", "started", "device", "git", "packages", "python")
 

@@ -160,6 +160,23 @@ def imagined_table(run: StudyRun) -> Table:
     return Table(("trained on", "AUC", "Brier", "AUC half-way", "Brier half-way"), tuple(rows))
 
 
+def theorem_tables(run: StudyRun) -> tuple[tuple[str, Table], ...]:
+    return (("Value functions left, means over true models", theorem_table(run)),)
+
+
+def panflute_tables(run: StudyRun) -> tuple[tuple[str, Table], ...]:
+    return (("PanFlute from m random transitions, greedy reward per step", panflute_table(run)),)
+
+
+def online_tables(run: StudyRun) -> tuple[tuple[str, Table], ...]:
+    world, size = run.config["world"], run.config["size"]
+    return ((f"{world} of size {size} after {run.config['n_steps']} steps, greedy", online_table(run)),)
+
+
+def imagined_tables(run: StudyRun) -> tuple[tuple[str, Table], ...]:
+    return (("V on held-out answers, means over seeds", imagined_table(run)),)
+
+
 def best_rate(run: StudyRun) -> float:
     """The reward per step of an optimal player of PanFlute who starts in silence."""
     n_steps, n_pipes = run.config["n_eval_steps"], run.config["n_pipes"]
