@@ -235,7 +235,7 @@ VERBS = (
     Verb(
         "control imagined-values",
         "Train a language model's values on few answers, with and without continuations that it imagines.",
-        config="posttrain.studies.model_based.imagined_values:ImaginedValuesConfig",
+        config="posttrain.studies.model_based.config:ImaginedValuesConfig",
         function="posttrain.studies.model_based.imagined_values:run_imagined_values",
     ),
     Verb(

@@ -54,7 +54,7 @@ def test_report_of_panflute_is_a_page_with_its_pictures(tmp_path: Path) -> None:
 
 
 def test_report_of_the_theorem_counts_no_violations(tmp_path: Path) -> None:
-    run_model_theorem(ModelTheoremConfig(output=tmp_path, n_true_models=3))
+    run_model_theorem(ModelTheoremConfig(output_dir=tmp_path, n_true_models=3))
     run = read_study(tmp_path)
     assert len(run.rows) == 18
     assert sum(row["n_violations"] for row in run.rows) == 0

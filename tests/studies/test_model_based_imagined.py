@@ -12,6 +12,7 @@ from posttrain.data.sources import write_jsonl
 from posttrain.models.value import value_model_from_policy, values_at_every_position
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.schema import FinishReason, TrajectoryRow
+from posttrain.studies.model_based.config import ImaginedValuesConfig
 from posttrain.studies.model_based.imagined_rows import (
     Answer,
     encoded,
@@ -21,7 +22,7 @@ from posttrain.studies.model_based.imagined_rows import (
     replayed_answer,
     verified_rewards,
 )
-from posttrain.studies.model_based.imagined_values import ImaginedValuesConfig, run_imagined_values
+from posttrain.studies.model_based.imagined_values import run_imagined_values
 
 VOCABULARY = tokenizer()
 PROBLEMS = graded_problems([ChainSum(3, (5, -2)), ChainSum(4, (1, 4))], split="train")  # totals 6 and 9: answers 2, 1
@@ -130,4 +131,4 @@ def test_study_asks_for_no_more_problems_than_there_are(policy: Path, tmp_path: 
     fields = ("task_id", "prompt", "answer", "grader", "entry")
     write_jsonl(tmp_path / "train_problems.jsonl", [{name: getattr(p, name) for name in fields} for p in PROBLEMS])
     with pytest.raises(ValueError, match="lower n_tasks"):
-        run_imagined_values(ImaginedValuesConfig(quickstart=tmp_path, output=tmp_path / "run"))
+        run_imagined_values(ImaginedValuesConfig(quickstart=tmp_path, output_dir=tmp_path / "run"))

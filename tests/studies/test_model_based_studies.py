@@ -16,7 +16,7 @@ from posttrain.studies.model_based.online import OnlineFit, OnlineJob, online_fi
 @pytest.mark.parametrize("world", ["panflute", "proc_maze"])
 def test_online_learner_that_is_stopped_and_restored_ends_with_the_same_weights(world: str, tmp_path: Path) -> None:
     config = WorldsOnlineConfig(
-        output=tmp_path,
+        output_dir=tmp_path,
         world=WorldName(world),
         size=3,
         n_seeds=2,
@@ -45,7 +45,7 @@ def test_online_learner_that_is_stopped_and_restored_ends_with_the_same_weights(
 def test_study_writes_one_row_and_one_curve_per_seed_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     def config(*methods: Method) -> PanFluteConfig:
         return PanFluteConfig(
-            output=tmp_path,
+            output_dir=tmp_path,
             n_transitions=(30,),
             n_pipes=3,
             methods=methods,
@@ -70,7 +70,7 @@ def test_study_writes_one_row_and_one_curve_per_seed_and_goes_on_where_it_stoppe
 
 def test_online_study_has_a_row_for_each_replay_ratio(tmp_path: Path) -> None:
     config = WorldsOnlineConfig(
-        output=tmp_path,
+        output_dir=tmp_path,
         size=3,
         n_seeds=2,
         hidden=(8,),
@@ -90,7 +90,7 @@ def test_online_study_has_a_row_for_each_replay_ratio(tmp_path: Path) -> None:
 
 def test_number_of_updates_follows_the_replay_ratio(tmp_path: Path) -> None:
     config = WorldsOnlineConfig(
-        output=tmp_path, size=3, n_seeds=2, hidden=(8,), batch_size=20, n_steps=12, n_first_steps=5
+        output_dir=tmp_path, size=3, n_seeds=2, hidden=(8,), batch_size=20, n_steps=12, n_first_steps=5
     )
     learner = online_fit(OnlineJob(config, Method.REPLAY, 3))
     for number in range(12):
@@ -108,21 +108,21 @@ def test_number_of_updates_follows_the_replay_ratio(tmp_path: Path) -> None:
 )
 def test_settings_that_cannot_be_compared_are_refused(settings: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        PanFluteConfig(output=tmp_path, **settings)
+        PanFluteConfig(output_dir=tmp_path, **settings)
 
 
 def test_online_study_refuses_a_table_and_updates_that_never_begin(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fixed data"):
-        WorldsOnlineConfig(output=tmp_path, methods=(Method.TABULAR,))
+        WorldsOnlineConfig(output_dir=tmp_path, methods=(Method.TABULAR,))
     with pytest.raises(ValueError, match="nothing is learned"):
-        WorldsOnlineConfig(output=tmp_path, n_steps=500)
+        WorldsOnlineConfig(output_dir=tmp_path, n_steps=500)
 
 
 @pytest.mark.slow
 def test_learned_model_plays_panflute_from_data_on_which_replay_fails(tmp_path: Path) -> None:
     # 4,000 random transitions, half the updates of the recorded run; the optimum is 19 rewards in 100 steps.
     config = PanFluteConfig(
-        output=tmp_path,
+        output_dir=tmp_path,
         n_transitions=(4000,),
         methods=(Method.REPLAY, Method.LEARNED),
         n_seeds=2,

@@ -32,7 +32,7 @@ def _option(help: str, default: object, group: str) -> Any:
 class ModelTheoremConfig:
     """Count the value functions that fit the data, with and without a model, over whole classes of models."""
 
-    output: Path = field(metadata={"help": "Run folder."})
+    output_dir: Path = field(metadata={"help": "Run folder."})
     n_true_models: int = _option("True models drawn from each class.", 200, "run")
     seed: int = _option("Of the true models, and of the order in which pairs are observed.", 0, "run")
 
@@ -41,7 +41,7 @@ class ModelTheoremConfig:
 class LearningConfig:
     """What all methods share, on fixed data and while acting. None of it was tuned for any of them."""
 
-    output: Path = field(metadata={"help": "Run folder. Run again to go on after a stop."})
+    output_dir: Path = field(metadata={"help": "Run folder. Run again to go on after a stop."})
     n_seeds: int = _option("Seeds of data, weights and rollouts; they are trained as one stack.", 5, "run")
     batch_size: int = _option("Transitions of an update of Q, replayed or imagined.", 320, "training")
     rollout_length: int = _option("Steps of an imagined path.", 10, "training")
@@ -128,6 +128,26 @@ class WorldsOnlineConfig(LearningConfig):
                 return ButtonGrid(self.size)
             case WorldName.OPEN_GRID:
                 return OpenGrid(self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class ImaginedValuesConfig:
+    """Train value models of a finished quickstart's imitator on few answers, with and without imagined ones."""
+
+    quickstart: Path = field(metadata={"help": "A quickstart's run folder: sft, samples.jsonl, train_problems.jsonl."})
+    output_dir: Path = field(metadata={"help": "Run folder. Run again to go on after a stop."})
+    n_tasks: int = _option("Problems whose sampled answers are replayed.", 200, "data")
+    n_test_tasks: int = _option("Other problems, whose answers the values are tested on.", 500, "data")
+    n_imagined: int = _option("Imagined continuations of each answer.", 4, "data")
+    max_new_tokens: int = _option("Of an imagined continuation.", 64, "data")
+    n_updates: int = _option("Updates of every value model, and of the reward model.", 100, "training")
+    batch_size: int = _option("Answers of an update.", 64, "training")
+    learning_rate: float = _option("Peak of Adam's; it falls along a cosine to a tenth.", 1e-3, "training")
+    n_seeds: int = _option("Seeds of batches, prefixes and continuations.", 3, "run")
+
+    def __post_init__(self) -> None:
+        if self.n_seeds < 2:
+            raise ValueError(f"n_seeds is {self.n_seeds}: an interval over seeds needs at least 2")
 
 
 def seeds_of(n_seeds: int, *, purpose: int) -> Sequence[int]:

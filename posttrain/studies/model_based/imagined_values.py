@@ -10,10 +10,8 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +30,7 @@ from posttrain.losses.term import total
 from posttrain.models.value import value_model_from_policy, values_at_every_position
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.schema import EncodedTrajectory, TokenValues
+from posttrain.studies.model_based.config import ImaginedValuesConfig
 from posttrain.studies.model_based.imagined_rows import (
     Answer,
     encoded,
@@ -53,35 +52,17 @@ class Teacher(StrEnum):
     PERFECT = "perfect"  # and imagined continuations, graded by the verifier
 
 
-def _option(help: str, default: object) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
-@dataclass(frozen=True, slots=True)
-class ImaginedValuesConfig:
-    """Train value models of a finished quickstart's imitator on few answers, with and without imagined ones."""
-
-    quickstart: Path = field(metadata={"help": "A quickstart's run folder: sft, samples.jsonl, train_problems.jsonl."})
-    output: Path = field(metadata={"help": "Run folder. Run again to go on after a stop."})
-    n_tasks: int = _option("Problems whose sampled answers are replayed.", 200)
-    n_test_tasks: int = _option("Other problems, whose answers the values are tested on.", 500)
-    n_imagined: int = _option("Imagined continuations of each answer.", 4)
-    n_updates: int = _option("Updates of every value model, and of the reward model.", 100)
-    batch_size: int = _option("Answers of an update.", 64)
-    learning_rate: float = _option("Peak of Adam's; it falls along a cosine to a tenth.", 1e-3)
-    max_new_tokens: int = _option("Of an imagined continuation.", 64)
-    n_seeds: int = _option("Seeds of batches, prefixes and continuations.", 3)
-
-
 def run_imagined_values(config: ImaginedValuesConfig) -> None:
     """Every seed and teacher; prints the table."""
-    settings = {name: value for name, value in plain(asdict(config)).items() if name not in ("output", "quickstart")}
-    begin_study(config.output, STUDY, settings)
+    settings = {
+        name: value for name, value in plain(asdict(config)).items() if name not in ("output_dir", "quickstart")
+    }
+    begin_study(config.output_dir, STUDY, settings)
     torch.set_num_threads(1)
     study = ImaginedValues(config)
     for seed in range(config.n_seeds):
         study.run(seed)
-    print(imagined_table(read_study(config.output)).to_markdown())
+    print(imagined_table(read_study(config.output_dir)).to_markdown())
 
 
 class ImaginedValues:
@@ -98,7 +79,7 @@ class ImaginedValues:
 
     def run(self, seed: int) -> None:
         """Train and test the value models of one seed that are not on file."""
-        missing = [t for t in Teacher if not is_done(self.config.output, method=t.value, seed=seed)]
+        missing = [t for t in Teacher if not is_done(self.config.output_dir, method=t.value, seed=seed)]
         for teacher in missing:
             start = time.process_time()
             rows = [*encoded(self.replayed, self.rewards), *self._imagined(teacher, seed)]
@@ -106,7 +87,7 @@ class ImaginedValues:
             cpu_s = time.process_time() - start
             measured = self._measure(value)
             row = {"method": teacher.value, "seed": seed, "n_rows": len(rows), **measured, "cpu_s": cpu_s}
-            append_result(self.config.output, row)
+            append_result(self.config.output_dir, row)
 
     def _imagined(self, teacher: Teacher, seed: int) -> list[EncodedTrajectory]:
         """The same continuations for both graders."""

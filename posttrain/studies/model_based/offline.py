@@ -28,7 +28,7 @@ from posttrain.training.loop import LoopConfig, run_loop
 
 STUDY = "panflute"
 DATA, MODEL, AGENT, EVALUATION = range(1, 5)  # purposes of seeds
-MAY_CHANGE = ("output", "methods", "n_transitions", "n_processes")
+MAY_CHANGE = ("output_dir", "methods", "n_transitions", "n_processes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +45,16 @@ def run_panflute(config: PanFluteConfig) -> None:
     Prints the table.
     """
     settings = {name: value for name, value in plain(asdict(config)).items() if name not in MAY_CHANGE}
-    begin_study(config.output, STUDY, settings)
+    begin_study(config.output_dir, STUDY, settings)
     run_jobs(run_size, [SizeJob(config, n) for n in config.n_transitions], n_processes=config.n_processes)
-    print(panflute_table(read_study(config.output)).to_markdown())
+    print(panflute_table(read_study(config.output_dir)).to_markdown())
 
 
 def run_size(job: SizeJob) -> None:
     """The methods of one size; those that imagine with a learned model share the same one."""
     comparison = Comparison(job.config, job.n_transitions)
     for method in job.config.methods:
-        if is_done(job.config.output, method=method.value, n_transitions=job.n_transitions):
+        if is_done(job.config.output_dir, method=method.value, n_transitions=job.n_transitions):
             continue
         if method is Method.TABULAR:
             comparison.run_table()
@@ -83,7 +83,7 @@ class Comparison:
         )
         learner = QFit(agent, source, judge, streams, batch_size=self.config.batch_size)
         measured = run_loop(learner, self._loop(method), settings={})
-        write_seed_curves(self.config.output, self._name(method), self.config.n_seeds)
+        write_seed_curves(self.config.output_dir, self._name(method), self.config.n_seeds)
         rates = [measured[f"reward_rate/{seed}"] for seed in range(self.config.n_seeds)]
         with_chance = [earned / self.config.n_eval_steps for earned in judge.returns(agent, self.world)]
         self._write(method, rates, with_chance, q_cpu_s=measured["cpu_s"], model_cpu_s=model_cpu_s)
@@ -135,7 +135,7 @@ class Comparison:
 
     def _loop(self, name: str) -> LoopConfig:
         return LoopConfig(
-            output_dir=stack_dir(self.config.output, self._name(name)),
+            output_dir=stack_dir(self.config.output_dir, self._name(name)),
             n_steps=self.config.n_updates,
             eval_steps=self.config.eval_steps,
         )
@@ -167,4 +167,4 @@ class Comparison:
                 "cpu_s": (q_cpu_s + model_cpu_s) / n_seeds,
                 "model_cpu_s": model_cpu_s / n_seeds,
             }
-            append_result(self.config.output, row)
+            append_result(self.config.output_dir, row)

@@ -23,7 +23,7 @@ from posttrain.training.loop import LoopConfig, run_loop
 
 STUDY = "worlds-online"
 WALK, MODEL, AGENT, EVALUATION = range(11, 15)  # purposes of seeds
-MAY_CHANGE = ("output", "methods", "replay_ratios", "n_processes")
+MAY_CHANGE = ("output_dir", "methods", "replay_ratios", "n_processes")
 
 
 class OnlineFit:
@@ -80,27 +80,27 @@ class OnlineJob:
 def run_worlds_online(config: WorldsOnlineConfig) -> None:
     """Every method at every replay ratio; a run that was stopped goes on from its checkpoints. Prints the table."""
     settings = {name: value for name, value in plain(asdict(config)).items() if name not in MAY_CHANGE}
-    begin_study(config.output, STUDY, settings)
+    begin_study(config.output_dir, STUDY, settings)
     jobs = [OnlineJob(config, method, ratio) for ratio in config.replay_ratios for method in config.methods]
     run_jobs(run_online, jobs, n_processes=config.n_processes)
-    print(online_table(read_study(config.output)).to_markdown())
+    print(online_table(read_study(config.output_dir)).to_markdown())
 
 
 def run_online(job: OnlineJob) -> None:
     """Train one method, and write its rows and curves."""
     config = job.config
-    if is_done(config.output, method=job.method.value, replay_ratio=job.replay_ratio):
+    if is_done(config.output_dir, method=job.method.value, replay_ratio=job.replay_ratio):
         return
     learner = online_fit(job)
     name = f"ratio-{job.replay_ratio}/{job.method}"
     loop = LoopConfig(
-        output_dir=stack_dir(config.output, name),
+        output_dir=stack_dir(config.output_dir, name),
         n_steps=config.n_steps,
         eval_steps=config.eval_steps,
         checkpoint_steps=config.checkpoint_steps,
     )
     measured = run_loop(learner, loop, settings={})
-    write_seed_curves(config.output, name, config.n_seeds)
+    write_seed_curves(config.output_dir, name, config.n_seeds)
     with_chance = learner.q.judge.returns(learner.q.agent, learner.episodes.world)
     for seed in range(config.n_seeds):
         row = {
@@ -111,7 +111,7 @@ def run_online(job: OnlineJob) -> None:
             "reward_rate_with_chance": with_chance[seed] / config.n_eval_steps,
             "cpu_s": measured["cpu_s"] / config.n_seeds,
         }
-        append_result(config.output, row)
+        append_result(config.output_dir, row)
 
 
 def online_fit(job: OnlineJob) -> OnlineFit:

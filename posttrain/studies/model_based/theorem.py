@@ -18,13 +18,13 @@ CLASSES = {"factored": factored_models, "tabular": tabular_models}
 
 def run_model_theorem(config: ModelTheoremConfig) -> None:
     """Both classes, one row for each number of observed pairs; prints them."""
-    settings = {name: value for name, value in plain(asdict(config)).items() if name != "output"}
-    begin_study(config.output, STUDY, settings)
+    settings = {name: value for name, value in plain(asdict(config)).items() if name != "output_dir"}
+    begin_study(config.output_dir, STUDY, settings)
     print(f"{'class':10}{'observed':>9}{'fits':>10}{'model':>10}{'strict':>8}{'violations':>12}")
     for name, models in CLASSES.items():
-        if not is_done(config.output, method=name):
+        if not is_done(config.output_dir, method=name):
             for row in measure_class(name, ModelClass(models()), n_true_models=config.n_true_models, seed=config.seed):
-                append_result(config.output, row)
+                append_result(config.output_dir, row)
                 print(
                     f"{name:10}{row['n_observed']:9}{row['n_model_free']:10.1f}{row['n_model_based']:10.1f}"
                     f"{row['strict_share']:8.2f}{row['n_violations']:12}"
