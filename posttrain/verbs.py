@@ -233,6 +233,30 @@ VERBS = (
         function="posttrain.studies.beer.run:run_beer",
     ),
     Verb(
+        "control model-theorem",
+        "Count the value functions that fit the data, with a model and without, over whole classes of models.",
+        config="posttrain.studies.model_based.config:ModelTheoremConfig",
+        function="posttrain.studies.model_based.theorem:run_model_theorem",
+    ),
+    Verb(
+        "control panflute",
+        "Learn PanFlute from a fixed set of random transitions: by replay, by a learned model, by the world.",
+        config="posttrain.studies.model_based.config:PanFluteConfig",
+        function="posttrain.studies.model_based.offline:run_panflute",
+    ),
+    Verb(
+        "control worlds-online",
+        "Learn PanFlute, mazes or buttons while acting: by replay, by a model learned alongside, by the world.",
+        config="posttrain.studies.model_based.config:WorldsOnlineConfig",
+        function="posttrain.studies.model_based.online:run_worlds_online",
+    ),
+    Verb(
+        "control imagined-values",
+        "Train a language model's values on few answers, with and without continuations that it imagines.",
+        config="posttrain.studies.model_based.config:ImaginedValuesConfig",
+        function="posttrain.studies.model_based.imagined_values:run_imagined_values",
+    ),
+    Verb(
         "serve",
         "Serve a policy and its value model over HTTP: OpenAI's API, value-guided search, values, a page.",
         config="posttrain.serve.serve_config:ServeConfig",

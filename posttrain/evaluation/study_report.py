@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.evaluation.page import Section, fact_table, html_page, paragraph
-from posttrain.evaluation.study_figures import beer, intrl, intrl_tables, molecules, strings
+from posttrain.evaluation.study_figures import beer, intrl, intrl_tables, model_based, molecules, strings
 from posttrain.evaluation.study_files import StudyRun, read_study
 from posttrain.evaluation.tables import Table
 from posttrain.provenance import RUN_CARD
@@ -28,6 +28,10 @@ SHOWN: dict[str, Shown] = {  # by the name of the study
     "intrl": Shown(intrl.draw, intrl_tables.result_tables),
     "molecules": Shown(molecules.draw, molecules.result_tables),
     "strings": Shown(strings.draw, strings.result_tables),
+    "model-theorem": Shown(model_based.draw_theorem, model_based.theorem_tables),
+    "panflute": Shown(model_based.draw_panflute, model_based.panflute_tables),
+    "worlds-online": Shown(model_based.draw_online, model_based.online_tables),
+    "imagined-values": Shown(model_based.draw_imagined, model_based.imagined_tables),
 }
 FACTS = ("command", "started", "device", "git", "packages", "python")
 
