@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from posttrain.control.gflownet.exact import terminal_distribution, uniform_backward
 from posttrain.control.gflownet.hypergrid import Hypergrid
 from posttrain.control.gflownet.rollouts import Trajectories, sample_forward
 from posttrain.studies.hypergrid.network import cell_network
 from posttrain.studies.hypergrid.sample_log import SampleLog
+from posttrain.training.ema import update_ema
 
 
 class Gain(StrEnum):
@@ -34,6 +36,7 @@ class PpoSettings:
     clip: float
     entropy: float  # weight of the bonus, for Gain.REWARD
     gae_decay: float  # λ; episodes are short and γ = 1
+    average_decay: float  # of the average of the weights, which is what is evaluated
 
 
 class PpoLearner:
@@ -44,8 +47,10 @@ class PpoLearner:
         graph = grid.graph
         self.generator = torch.Generator().manual_seed(seed)
         self.network = cell_network(grid, graph.n_moves + 2, width=settings.width, generator=self.generator)
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate, fused=True)
         self.one_hot, self.is_legal = grid.one_hot(), graph.is_legal
+        self.states = torch.arange(graph.n_states)
         self.log_pb = torch.where(graph.is_parent, uniform_backward(graph), 0.0).float()
         self.log = SampleLog(grid)
         self.earned, self.n_earned = 0.0, 0
@@ -53,7 +58,7 @@ class PpoLearner:
     def step(self, step: int) -> Mapping[str, Tensor | float]:
         """One round."""
         with torch.no_grad():
-            log_pf, value = self._policy_and_value(torch.arange(self.grid.graph.n_states))
+            log_pf, value = self._policy_and_value(self.network, self.states)
         trajectories = sample_forward(
             self.grid.graph, log_pf.exp().__getitem__, self.settings.batch_size, self.generator
         )
@@ -68,7 +73,7 @@ class PpoLearner:
 
     @torch.no_grad()
     def distribution(self) -> Tensor:
-        log_pf, _ = self._policy_and_value(torch.arange(self.grid.graph.n_states))
+        log_pf, _ = self._policy_and_value(self.average, self.states)
         return terminal_distribution(self.grid.graph, log_pf)
 
     def evaluate(self) -> Mapping[str, float]:
@@ -77,6 +82,7 @@ class PpoLearner:
     def state(self) -> dict[str, Any]:
         return {
             "network": dict(self.network.state_dict()),
+            "average": dict(self.average.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "log": self.log.state(),
@@ -85,13 +91,14 @@ class PpoLearner:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.log.load_state(state["log"])
         self.earned, self.n_earned = state["earned"]
 
-    def _policy_and_value(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.network(self.one_hot[states])
+    def _policy_and_value(self, network: nn.Module, states: Tensor) -> tuple[Tensor, Tensor]:
+        output = network(self.one_hot[states])
         log_pf = torch.where(self.is_legal[states], output[:, :-1], -torch.inf).log_softmax(-1)
         return log_pf, output[:, -1]
 
@@ -117,11 +124,12 @@ class PpoLearner:
                 self.optimizer.zero_grad()
                 loss.backward()
                 self.optimizer.step()
+                update_ema(self.average, self.network, decay=self.settings.average_decay)
                 losses.append(loss.detach())
         return torch.stack(losses).mean()
 
     def _loss(self, state: Tensor, action: Tensor, old_logp: Tensor, advantage: Tensor, target: Tensor) -> Tensor:
-        log_pf, value = self._policy_and_value(state)
+        log_pf, value = self._policy_and_value(self.network, state)
         ratio = (log_pf.gather(-1, action[:, None])[:, 0] - old_logp).exp()
         clipped = ratio.clamp(1 - self.settings.clip, 1 + self.settings.clip)
         surrogate = torch.minimum(ratio * advantage, clipped * advantage).mean()
