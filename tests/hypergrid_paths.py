@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,7 @@ def as_trajectories(grid: Hypergrid, paths: list[tuple[Cell, ...]]) -> Trajector
     state, action = (torch.zeros(len(paths), n_steps, dtype=torch.int64) for _ in range(2))
     is_step = torch.zeros(len(paths), n_steps, dtype=torch.bool)
     for b, path in enumerate(paths):
-        moves = [next(i for i in range(grid.n_dims) if c[i] != d[i]) for c, d in zip(path, path[1:], strict=False)]
+        moves = [next(i for i in range(grid.n_dims) if c[i] != d[i]) for c, d in itertools.pairwise(path)]
         n_padding = n_steps - len(path)
         state[b] = torch.tensor([number[cell] for cell in path] + [number[path[-1]]] * n_padding)
         action[b] = torch.tensor(moves + [grid.n_dims] * (1 + n_padding))

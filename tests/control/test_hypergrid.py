@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -63,7 +64,7 @@ def test_every_parent_steps_to_its_child_and_every_child_knows_its_parent(stop_r
     graph, number = grid.graph, number_of(grid)
     edges = set()
     for path in every_path(3, 4, stop_rule):
-        edges |= {(number[s], number[t]) for s, t in zip(path, path[1:], strict=False)}
+        edges |= {(number[s], number[t]) for s, t in itertools.pairwise(path)}
     by_child = {(s, int(c)) for s in range(graph.n_states) for c in graph.child[s] if c >= 0}
     by_parent = {(int(p), s) for s in range(graph.n_states) for p in graph.parent[s] if p >= 0}
     assert by_child == by_parent == edges

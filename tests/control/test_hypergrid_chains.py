@@ -33,8 +33,8 @@ def test_with_the_hastings_ratio_the_chain_rests_at_the_reward():
     graph = three_cells()
     log_q = uniform_proposal(graph)
     matrix = transition_matrix(graph, log_q, log_acceptance(graph, log_q))
-    # From 0: propose 1 always, accept min(1, 2/1 · (1/2)/1) = 1. From 1: 0 or 2 by halves, accept 1/2 · 1/(1/2) = 1 and
-    # min(1, 2 · 2) = 1. From 2: propose 1, accept 2/4 · (1/2)/1 = 1/4.
+    # From 0: propose 1 always, accept min(1, 2/1 · (1/2)/1) = 1. From 1: 0 or 2 by halves, accept 1/2 · 1/(1/2) = 1
+    # and min(1, 2 · 2) = 1. From 2: propose 1, accept 2/4 · (1/2)/1 = 1/4.
     assert_close(matrix, torch.tensor([[0, 1, 0], [0.5, 0, 0.5], [0, 0.25, 0.75]], dtype=torch.float64), **EXACT)
     assert_close(stationary(matrix), torch.tensor([1, 2, 4], dtype=torch.float64) / 7, rtol=0, atol=1e-12)
 

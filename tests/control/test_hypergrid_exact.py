@@ -90,8 +90,8 @@ def test_reward_alone_counts_every_path_to_an_object():
 
 @pytest.mark.parametrize(("temperature", "distance"), [(0.5, 0.257), (2.0, 0.488)])
 def test_a_temperature_scales_the_reward_and_never_the_backward_policy(temperature: float, distance: float):
-    # Soft values at temperature α are those at 1 of gains / α. Dividing log R alone gives R^(1/α); dividing log P_B too
-    # gives another distribution. Distances measured on n = 2, H = 8, R0 = 0.1.
+    # Soft values at temperature α are those at 1 of gains / α. Dividing log R alone gives R^(1/α); dividing log P_B
+    # too gives another distribution. Distances measured on n = 2, H = 8, R0 = 0.1.
     grid = grid_of(2, 8)
     log_pb = uniform_backward(grid.graph)
     scaled = replace(grid.graph, log_reward=grid.graph.log_reward / temperature)
