@@ -45,11 +45,11 @@ def visited_after_source(trajectories: Trajectories) -> Tensor:
 def interior_flows(graph: StateGraph, state: Tensor, tables: StateTables) -> StateFlows:
     """Flows into and out of `state` [N], none of them the source; the stop's flow leaves a state like any other.
 
-    The tables hold these states and all their parents.
+    The tables hold these states, all their parents, and the source.
     """
     parent = graph.parent[state]
     actions = torch.arange(graph.n_moves).expand_as(parent)
-    inflow = _at(tables.log_edge, tables.row[parent], actions)
+    inflow = _at(tables.log_edge, tables.row[parent.clamp(min=0)], actions)  # the source's row where there is none
     inflow = torch.where(parent >= 0, inflow, -torch.inf)
     return StateFlows(inflow.logsumexp(-1), tables.log_edge[tables.row[state]].logsumexp(-1))
 

@@ -26,9 +26,7 @@ class HypergridConfig:
     dynamic programming gives exactly. Run again to go on after a stop.
     """
 
-    output_dir: Path = field(
-        metadata={"help": "Run folder: results.jsonl, study.json, curves of every run."}
-    )
+    output_dir: Path = field(metadata={"help": "Run folder: results.jsonl, study.json, curves of every run."})
     methods: tuple[str, ...] = _option(
         f"Which methods to run, of: {', '.join(METHODS)}.", ("fm", "tb", "subtb", "mcmc", "ppo"), "study"
     )

@@ -50,8 +50,14 @@ class FlowModel:
             log_edge=torch.where(self.is_legal[states], output[:, :n_actions], -torch.inf),
             log_pb=self._log_pb(output[:, n_actions + 1 :], states),
             log_flow=torch.where(states == 0, self.log_z, output[:, n_actions]),
-            row=torch.empty_like(self.states).index_copy_(0, states, torch.arange(len(states))),
+            row=self._rows(states),
         )
+
+    def _rows(self, states: Tensor) -> Tensor:
+        # A state that was not asked for has a row past the end, so that reading it is an error.
+        row = torch.full_like(self.states, len(self.states))
+        row[states] = torch.arange(len(states))
+        return row
 
     @torch.no_grad()
     def probabilities(self, states: Tensor) -> Tensor:
