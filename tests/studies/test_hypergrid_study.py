@@ -64,7 +64,7 @@ def test_ppo_finds_the_modes_and_does_not_sample_the_reward():
 
 
 def test_chains_sample_the_reward_with_the_hastings_ratio_and_something_else_without():
-    # Without it the chain rests at R(x) · (neighbours of x), a TV of 0.157 away; the noise of the counts is about 0.01.
+    # Without it the chain rests at R(x) · (neighbours of x), a TV of 0.157 away; the counts' noise is about 0.01.
     config = HypergridConfig(output_dir=Path("unused"), n_chains=64)
     grid = config.grid()
     n_neighbours = ((grid.graph.child >= 0).sum(-1) + (grid.graph.parent >= 0).sum(-1)).double()
@@ -90,7 +90,7 @@ def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(method: str, tmp_pat
 
 @pytest.mark.parametrize("method", ["fm", "tb", "subtb", "tb_learned_pb"])
 def test_reading_the_states_of_a_batch_gives_the_gradient_of_reading_all(method: str):
-    # Same weights, same random numbers: what the table holds and what the network says state by state agree to float32.
+    # Same weights, same random numbers: what the table and the network state by state say agree to float32.
     losses = []
     for reads_all in (True, False):
         learner = build_learner(method, SMALL.grid(), SMALL, seed=0)
@@ -150,7 +150,7 @@ def test_states_modes_and_the_legacy_l1_are_counted_by_hand():
 
 
 def test_exploration_and_replay_draw_what_the_policy_does_not():
-    # A policy that always stops at once: with exploration some trajectories move, with replay half go where R was seen.
+    # A policy that always stops at once: with exploration some move, with replay half go where R was seen.
     for method, share_of_source in (("tb", 1.0), ("tb_explore", 1 - 0.05 * 2 / 3), ("tb_replay", 0.5)):
         learner = build_learner(method, SMALL.grid(), replace(SMALL, batch_size=4000), seed=0)
         assert isinstance(learner, FlowLearner)
