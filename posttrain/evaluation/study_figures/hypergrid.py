@@ -82,12 +82,12 @@ def _densities(run: StudyRun, path: Path) -> str:
         return absent("Distributions are drawn for grids of two dimensions.")
     n_rows = math.ceil(len(maps) / MAPS_PER_ROW)
     highest = 1.3 * float(np.nanmax(maps["R/Z"]))  # one scale for all; a map that exceeds it is saturated
-    with figure(path, n_rows, MAPS_PER_ROW, width=10.5, height=2.55 * n_rows + 0.2) as axes:
+    with figure(path, n_rows, MAPS_PER_ROW, width=10.5, height=2.75 * n_rows + 0.2) as axes:
         for axis in axes.flat[len(maps) :]:
             axis.set_axis_off()
         for axis, (name, density) in zip(axes.flat, maps.items(), strict=False):
             image = axis.imshow(density.T, origin="lower", cmap="viridis", vmin=0.0, vmax=highest)
-            axis.set(title=name if name == "R/Z" else f"{name}, TV {_tv(density, maps['R/Z']):.4f}")
+            axis.set(title=name if name == "R/Z" else f"{name}\nTV {_tv(density, maps['R/Z']):.4f}")
             axis.grid(visible=False)
             axis.set(xticks=range(0, len(density), 7), yticks=range(0, len(density), 7))
         axes.flat[0].figure.colorbar(image, ax=axes, shrink=0.6, aspect=30, label="probability of a cell")
@@ -104,7 +104,7 @@ def _curves(run: StudyRun, key: str, path: Path) -> str:
     groups = {name: group for name, group in groups.items() if set(group) - {"tb"}}
     if not groups:
         return absent("No learning curves are on file.")
-    with figure(path, len(groups), 2, width=10.5, height=3.3 * len(groups) + 0.3, sharey=True) as axes:
+    with figure(path, len(groups), 2, width=10.5, height=3.1 * len(groups) + 0.3, sharex="col", sharey=True) as axes:
         for panels, (name, group) in zip(axes, groups.items(), strict=True):
             for axis, (cost, label) in zip(panels, COSTS.items(), strict=True):
                 for place, method in enumerate(group):
@@ -113,7 +113,7 @@ def _curves(run: StudyRun, key: str, path: Path) -> str:
             if key == "eval_tv":
                 panels[0].set(yscale="log", ylabel="TV to R/Z")
             else:
-                panels[0].set_ylabel("modes found")
+                panels[0].set(ylim=(0, None), ylabel="modes found")
             panels[1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     n_seeds = max(len(curves) for curves in run.curves.values())
     caption = f"Lines are means over {n_seeds} seeds, bands run from the lowest to the highest."

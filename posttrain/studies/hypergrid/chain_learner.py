@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +21,8 @@ from posttrain.control.gflownet.chains import (
 from posttrain.control.gflownet.hypergrid import Hypergrid
 from posttrain.studies.hypergrid.network import cell_network
 from posttrain.studies.hypergrid.sample_log import SampleLog
+
+UNIFORM_SHARE = 0.1  # of MARS' proposals
 
 
 class Acceptance(StrEnum):
@@ -125,7 +128,8 @@ class MarsLearner(ChainLearner):
     """MARS (Xie et al. 2021, arXiv 2103.10432): the proposal is learned from the moves that raised the reward.
 
     A proposal is forward or backward with equal chances where both are possible, and a softmax over the actions then.
-    Moves are accepted by the whole Hastings ratio; the code that the paper compares with leaves the proposals out.
+    Moves are accepted by the whole Hastings ratio; the GFlowNet paper's code leaves the proposals out of it. A share
+    of the proposals is uniform: learned from better moves alone, a proposal forgets how a chain leaves a peak.
     """
 
     def __init__(self, grid: Hypergrid, settings: ChainSettings, *, seed: int) -> None:
@@ -139,14 +143,15 @@ class MarsLearner(ChainLearner):
     def step(self, step: int) -> Mapping[str, Tensor | float]:
         """A sweep by the proposal as it is, then one step of Adam on the sweep's moves that raised the reward."""
         with torch.no_grad():
-            log_q = self.proposal(torch.arange(self.grid.graph.n_states))
+            learned = self.proposal(torch.arange(self.grid.graph.n_states))
+            log_q = torch.logaddexp(learned + math.log(1 - UNIFORM_SHARE), self.log_q + math.log(UNIFORM_SHARE))
         states, proposals = self.sweep(log_q, log_acceptance(self.grid.graph, log_q))
         before, after = states[:-1], states[1:]
         is_better = self.grid.graph.log_reward[after] > self.grid.graph.log_reward[before]
         n_better = int(is_better.sum())
         if n_better:
-            log_q = self.proposal(before[is_better])
-            loss = -log_q.gather(-1, proposals[is_better][:, None]).mean()
+            learned = self.proposal(before[is_better])
+            loss = -learned.gather(-1, proposals[is_better][:, None]).mean()
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
