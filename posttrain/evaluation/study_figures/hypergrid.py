@@ -35,11 +35,17 @@ Floats = NDArray[np.float64]
 def draw(run: StudyRun, output: Path) -> tuple[Section, ...]:
     """All sections of the report; the PNGs are written into `output`."""
     return (
-        ("results", "Results", results_table(run).to_html("At the end of each run; intervals over seeds")),
+        *(("results", "Results", table.to_html(title)) for title, table in result_tables(run)),
         ("densities", "What is sampled", _densities(run, output / "densities.png")),
         ("tv", "Distance to the reward", _curves(run, "eval_tv", output / "tv.png")),
         ("modes", "Modes found", _curves(run, "eval_modes", output / "modes.png")),
     )
+
+
+def result_tables(run: StudyRun) -> tuple[tuple[str, Table], ...]:
+    """The main table, with its title."""
+    grid = "n = {n_dims}, H = {side}, R0 = {reward_floor}, {stop_rule} stops".format_map(run.config)
+    return ((f"{grid}: at the end of each run, intervals over seeds", results_table(run)),)
 
 
 def results_table(run: StudyRun) -> Table:

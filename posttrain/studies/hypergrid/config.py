@@ -33,7 +33,7 @@ class HypergridConfig:
     seeds: tuple[int, ...] = _option("Of weights and samples; one run for each method and seed.", (0, 1, 2), "study")
     seconds: float = _option("CPU seconds of a run, without its evaluations.", 20.0, "study")
     max_updates: int = _option("A run ends after so many updates if its time is not over by then.", 1_000_000, "study")
-    eval_steps: int = _option("Updates between two points of the curves.", 20, "study")
+    eval_steps: int = _option("Updates between two points of the curves.", 40, "study")
     n_processes: int = _option("Runs side by side, one thread each.", 1, "study")
     n_dims: int = _option("Coordinates of a cell (n).", 2, "grid")
     side: int = _option("Values of a coordinate (H).", 8, "grid")

@@ -65,9 +65,12 @@ def run_method(job: Job) -> dict[str, Any]:
     learner = build_learner(job.method, grid, config, seed=job.seed)
     folder = run_dir(config.output_dir, job.method, job.seed)
     loop = LoopConfig(
-        folder, config.max_updates, logging_steps=config.eval_steps, eval_steps=config.eval_steps,
+        folder,
+        config.max_updates,
+        logging_steps=10 * config.eval_steps,  # losses are not drawn
+        eval_steps=config.eval_steps,
         max_cpu_s=config.seconds,
-    )  # fmt: skip
+    )
     result = run_loop(learner, loop, settings=_settings(config))
     if grid.n_dims == 2:
         arrays = {"learned": learner.distribution(), "target": grid.graph.log_target.exp()}
