@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from posttrain.evaluation.page import Section, absent, picture
 from posttrain.evaluation.run_folder import Curves
 from posttrain.evaluation.statistics import seed_interval
 from posttrain.evaluation.study_files import ARRAYS, StudyRun, run_dir
-from posttrain.evaluation.tables import Table
+from posttrain.evaluation.tables import NOT_APPLICABLE, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,8 @@ def results_table(run: StudyRun) -> Table:
         )
         found = f"{min(modes):.0f}" if min(modes) == max(modes) else f"{min(modes):.0f} to {max(modes):.0f}"
         means = (f"{_mean(x):,.0f}" for x in (states, updates, cpu_s))
-        rows.append((method, str(len(tv)), _with_interval(tv, "{:.4f}"), f"{_mean(l1):.1e}", found, *means))
+        legacy = f"{_mean(l1):.1e}" if l1 else NOT_APPLICABLE
+        rows.append((method, str(len(tv)), _with_interval(tv, "{:.4f}"), legacy, found, *means))
     return Table(header, tuple(rows))
 
 
@@ -126,7 +127,7 @@ def _curves(run: StudyRun, key: str, path: Path) -> str:
     return picture(path, alt=f"{key.removeprefix('eval_')} by states seen and by CPU seconds", caption=caption)
 
 
-def _line(axis: Axes, seeds: Sequence[Curves], cost: str, key: str, label: str, colour: str) -> None:
+def _line(axis: Axes, seeds: Iterable[Curves], cost: str, key: str, label: str, colour: str) -> None:
     """The mean over seeds at the steps that all of them evaluated."""
     by_step = [[dict(curves[name]) for name in (cost, key)] for curves in seeds]
     steps = sorted(set.intersection(*(set(x) & set(y) for x, y in by_step)))

@@ -125,7 +125,7 @@ class FlowLearner:
 
     def _loss_everywhere(self) -> Tensor:
         graph, states = self.grid.graph, self.model.states
-        self.log.add(states, n_states=graph.n_states)
+        self.log.see(states, n_states=graph.n_states)
         tables = self.model.tables(states)
         return self._flow_matching(interior_flows(graph, states[1:], tables), end_flows(graph, states, tables))
 

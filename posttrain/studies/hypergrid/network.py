@@ -13,7 +13,7 @@ from posttrain.control.gflownet.hypergrid import Hypergrid
 def cell_network(grid: Hypergrid, n_outputs: int, *, width: int, generator: torch.Generator) -> nn.Sequential:
     """Two hidden layers of LeakyReLU, as the paper's. Weights are torch's uniform ones, drawn from `generator`."""
     sizes = (grid.n_dims * grid.side, width, width, n_outputs)
-    layers = [nn.utils.skip_init(nn.Linear, n_in, n_out) for n_in, n_out in itertools.pairwise(sizes)]
+    layers = [nn.Linear(*size, device="meta").to_empty(device="cpu") for size in itertools.pairwise(sizes)]
     for layer in layers:
         bound = layer.in_features**-0.5
         for weights in (layer.weight, layer.bias):

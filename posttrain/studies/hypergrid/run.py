@@ -53,8 +53,8 @@ def run_hypergrid(config: HypergridConfig) -> Path:
     ]
     for row in run_jobs(run_method, jobs, n_processes=config.n_processes):
         print(
-            f"{row['method']:18} seed {row['seed']}  TV {row['tv']:.4f}  L1 {row['l1']:.1e}  {row['modes']:.0f} modes"
-            f", {row['states']:,.0f} states, {row['updates']:,.0f} updates, {row['cpu_s']:.0f} CPU s"
+            f"{row['method']:18} seed {row['seed']}  TV {row['tv']:.4f}  {row['modes']:.0f} modes, "
+            f"{row['states']:,.0f} states, {row['updates']:,.0f} updates, {row['cpu_s']:.0f} CPU s"
         )
     return config.output_dir
 

@@ -29,10 +29,14 @@ class SampleLog:
 
     def add(self, objects: Tensor, *, n_states: int) -> None:
         """Objects [N] that were sampled at the cost of seeing `n_states` states."""
+        self.see(objects, n_states=n_states)
         place = torch.arange(self.n_objects, self.n_objects + len(objects)) % LEGACY_WINDOW
         self.last[place] = objects.to(torch.int32)
-        self.is_found[objects] = True
         self.n_objects += len(objects)
+
+    def see(self, objects: Tensor, *, n_states: int) -> None:
+        """Objects [N] whose reward was read without sampling them."""
+        self.is_found[objects] = True
         self.n_states += n_states
 
     def n_modes_found(self) -> int:
@@ -42,14 +46,14 @@ class SampleLog:
     def legacy_l1(self) -> float:
         """Mean over objects of |p̂ − R/Z| with p̂ of the last 200,000: the paper's number, which is 2 TV / S of them."""
         recent = self.last[: self.n_objects]
-        empirical = torch.bincount(recent, minlength=len(self.is_found)).double() / max(1, len(recent))
+        empirical = torch.bincount(recent, minlength=len(self.is_found)).double() / len(recent)
         return float((empirical - self.grid.graph.log_target.exp()).abs().mean())
 
     def measure(self, distribution: Tensor) -> dict[str, float]:
-        """The study's numbers, of the `distribution` [S] that the method samples from now."""
+        """The study's numbers, of the `distribution` [S] that the method samples from now; no L1 without samples."""
         return {
             "tv": total_variation(distribution, self.grid.graph.log_target.exp()),
-            "l1": self.legacy_l1(),
+            **({"l1": self.legacy_l1()} if self.n_objects else {}),
             "modes": float(self.n_modes_found()),
             "states": float(self.n_states),
         }
