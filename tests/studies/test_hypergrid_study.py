@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from posttrain.control.gflownet.hypergrid import StopRule
 from posttrain.control.gflownet.values import flow_paths
 from posttrain.losses import trajectory_balance
+from posttrain.studies.hypergrid.chain_learner import LateSamples
 from posttrain.studies.hypergrid.config import HypergridConfig
 from posttrain.studies.hypergrid.flow_learner import FlowLearner
 from posttrain.studies.hypergrid.methods import FLOW_METHODS, METHODS
@@ -147,6 +148,17 @@ def test_states_modes_and_the_legacy_l1_are_counted_by_hand():
     share = [0.75 if x == 0 else 0.25 if x == mode else 0.0 for x in range(63)]
     expected = sum(abs(p - q) for p, q in zip(share, target, strict=True)) / 63
     assert_close(result["l1"], expected, rtol=1e-12, atol=0)
+
+
+def test_late_samples_are_the_later_half_to_three_quarters():
+    # Sweep k of ten steps stays in object k. The window moved before sweeps 2, 3, 5 and 9, when the run had doubled:
+    # after sweep 8 it holds 3 to 8, after sweep 9 it holds 5 to 9.
+    late = LateSamples(10)
+    for sweep in range(1, 10):
+        late.add(torch.full((10, 2), sweep))
+        if sweep == 8:
+            assert_close(late.distribution()[3:9], torch.full((6,), 1 / 6, dtype=torch.float64))
+    assert_close(late.distribution()[5:], torch.full((5,), 1 / 5, dtype=torch.float64))
 
 
 def test_exploration_and_replay_draw_what_the_policy_does_not():

@@ -41,8 +41,7 @@ class ChainSettings:
 class ChainLearner:
     """Metropolis-Hastings from the source with a uniform proposal. Nothing is learned: an update is a sweep.
 
-    What it samples is judged by where the chains were since the last power of two before the middle of the run, so
-    that between half and three quarters of it count; the rest is burn-in.
+    What it samples is judged by where the chains were in the later half to three quarters of the run.
     """
 
     def __init__(self, grid: Hypergrid, acceptance: Acceptance, settings: ChainSettings, *, seed: int) -> None:
@@ -96,17 +95,17 @@ class ChainLearner:
 
 
 class LateSamples:
-    """Counts of objects in the later part of a run whose length is not known beforehand."""
+    """Counts of objects in the later half to three quarters of a run whose length is not known beforehand."""
 
     def __init__(self, n_objects: int) -> None:
         self.n_steps = 0
-        self.starts_at = 1  # of the later window, a power of two
+        self.starts_at = 1  # step of the later window; it moves each time the run has doubled
         self.earlier, self.later = torch.zeros(2, n_objects, dtype=torch.int64)
 
     def add(self, states: Tensor) -> None:
         """States [n_steps, C]."""
         if self.n_steps >= 2 * self.starts_at:
-            self.starts_at *= 2
+            self.starts_at = self.n_steps
             self.earlier, self.later = self.later, torch.zeros_like(self.later)
         self.later += torch.bincount(states.flatten(), minlength=len(self.later))
         self.n_steps += len(states)
