@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -143,3 +145,13 @@ def test_a_graph_that_flows_cannot_live_on_is_refused(child: list[list[int]], re
 def test_a_grid_without_moves_or_with_a_worthless_floor_is_refused(n_dims: int, side: int, floor: float, message: str):
     with pytest.raises(ValueError, match=message):
         grid_of(n_dims, side, floor)
+
+
+def test_a_learner_needs_no_package_but_torch():
+    # The benchmark runs it in torchgfn's environment, which has neither transformers nor safetensors.
+    code = (
+        "import sys, posttrain.studies.hypergrid.flow_learner; "
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'transformers', 'safetensors', 'datasets'}))"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "[]"

@@ -51,6 +51,7 @@ def test_a_gflownet_samples_the_reward_after_600_updates(method: str):
     assert result["modes"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fm_all", "db", "vargrad", "tb_learned_pb", "tb_max_entropy_pb", "tb_replay"])
 def test_every_other_balance_comes_close_on_a_small_net(method: str):
     # The policy that takes all actions alike has a TV of 0.70 here; the width is a quarter of the paper's.
