@@ -257,6 +257,12 @@ VERBS = (
         function="posttrain.studies.model_based.imagined_values:run_imagined_values",
     ),
     Verb(
+        "control hypergrid",
+        "Sample the cells of a hypergrid by their reward: GFlowNets beside Markov chains and policy gradients.",
+        config="posttrain.studies.hypergrid.config:HypergridConfig",
+        function="posttrain.studies.hypergrid.run:run_hypergrid",
+    ),
+    Verb(
         "serve",
         "Serve a policy and its value model over HTTP: OpenAI's API, value-guided search, values, a page.",
         config="posttrain.serve.serve_config:ServeConfig",

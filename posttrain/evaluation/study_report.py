@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.evaluation.page import Section, fact_table, html_page, paragraph
-from posttrain.evaluation.study_figures import beer, intrl, intrl_tables, model_based, molecules, strings
+from posttrain.evaluation.study_figures import beer, hypergrid, intrl, intrl_tables, model_based, molecules, strings
 from posttrain.evaluation.study_files import StudyRun, read_study
 from posttrain.evaluation.tables import Table
 from posttrain.provenance import RUN_CARD
@@ -25,6 +25,7 @@ class Shown:
 SHOWN: dict[str, Shown] = {  # by the name of the study
     "beer": Shown(beer.draw, beer.result_tables),
     "beer-grid": Shown(beer.draw_grid, beer.result_tables),
+    "hypergrid": Shown(hypergrid.draw, hypergrid.result_tables),
     "intrl": Shown(intrl.draw, intrl_tables.result_tables),
     "molecules": Shown(molecules.draw, molecules.result_tables),
     "strings": Shown(strings.draw, strings.result_tables),

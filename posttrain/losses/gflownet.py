@@ -66,10 +66,9 @@ def var_grad(paths: FlowPaths) -> tuple[Term, ...]:
 
 def detailed_balance(paths: FlowPaths) -> tuple[Term, ...]:
     """(log F(s) + log P_F − log F(s') − log P_B)² of each step; at the stop log F(x) + log P_F(stop|x) − log R(x)."""
-    after = torch.where(paths.is_step[:, 1:], paths.log_flow[:, 1:], 0.0)
-    end = torch.cat((after, torch.zeros_like(paths.log_flow[:, :1])), dim=-1)
-    residual = path_residual(paths.log_flow, paths.gain(), end)
-    return (Term("detailed_balance", torch.where(paths.is_step, residual.square(), 0.0), "transition"),)
+    flow = torch.where(paths.is_step, paths.log_flow, 0.0)
+    after = torch.nn.functional.pad(flow[:, 1:], (0, 1))  # after the stop: 0
+    return (Term("detailed_balance", path_residual(flow, paths.gain(), after).square(), "transition"),)
 
 
 def sub_trajectory_balance(paths: FlowPaths, decay: float) -> tuple[Term, ...]:
@@ -85,11 +84,11 @@ def sub_trajectory_balance(paths: FlowPaths, decay: float) -> tuple[Term, ...]:
     flow = torch.nn.functional.pad(torch.where(paths.is_step, paths.log_flow, 0.0), (0, 1))  # after the stop: 0
     gain = torch.nn.functional.pad(paths.gain().cumsum(-1), (1, 0))  # from the source to each state
     residual = path_residual(flow[:, :, None], gain[:, None, :] - gain[:, :, None], flow[:, None, :])
-    place = torch.arange(n_steps + 1, device=gain.device)
+    place = torch.arange(n_steps + 1, dtype=gain.dtype, device=gain.device)
     length = place[None, :] - place[:, None]
     is_piece = (length > 0) & is_state[:, None, :]
     log_weight = torch.where(is_piece, length * math.log(decay), -torch.inf)
-    weight = log_weight.flatten(1).softmax(-1).view_as(log_weight).to(gain.dtype)
+    weight = log_weight.flatten(1).softmax(-1).view_as(log_weight)
     value = torch.where(is_piece, weight * residual.square(), 0.0)
     return (Term("sub_trajectory_balance", value.sum((-2, -1)), "trajectory"),)
 

@@ -1,0 +1,1 @@
+"""GFlowNets on graphs that can be enumerated: hypergrids, exact distributions, rollouts, Markov chains. Only torch."""
