@@ -82,7 +82,7 @@ class Seen(NamedTuple):
 def main(config: ValueHeadConfig) -> None:
     settings = {name: plain(value) for name, value in asdict(config).items()}
     kept = ("max_steps", "n_held_out")
-    begin_study(config.output, "beer-llm", {name: settings[name] for name in kept})
+    begin_study(config.output, "beer-value-head", {name: settings[name] for name in kept})
     rows = (config.quickstart / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     for name, part in (("train", rows[: -config.n_held_out]), ("held_out", rows[-config.n_held_out :])):
         write_jsonl(config.output / f"{name}.jsonl", map(json.loads, part))
@@ -188,14 +188,14 @@ def judge_values(value: PreTrainedModel, rows: Sequence[EncodedTrajectory], pad:
 
 
 def firing(folder: Path) -> dict[str, float]:
-    """How often the bound was violated, over all logged steps: on average and at most, and the penalty at most."""
+    """How often the bound was violated over all logged steps, on average and at most; bound and cosine at the end."""
     rows = [row for row in read_metrics(folder / METRICS) if "beer/firing_rate" in row]
     rates = [row["beer/firing_rate"] for row in rows]
     return {
-        "firing_rate": sum(rates) / len(rates),
-        "firing_rate_max": max(rates),
-        "bound": rows[-1]["beer/bound"],
-        "cosine": rows[-1]["beer/cosine"],
+        "beer/firing_rate": sum(rates) / len(rates),
+        "beer/firing_rate_max": max(rates),
+        "beer/bound": rows[-1]["beer/bound"],
+        "beer/cosine": rows[-1]["beer/cosine"],
     }
 
 

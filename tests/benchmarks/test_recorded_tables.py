@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.ddpg import run as ddpg_run
 from benchmarks.dpo_step import run as dpo_run
 from benchmarks.grading import gold as grading_gold
 from benchmarks.grading import run as grading_run
@@ -16,6 +17,7 @@ from benchmarks.server_load import run as server_load_run
 from benchmarks.server_overhead import run as server_overhead_run
 
 RUNS = {
+    "ddpg/results/cpu": ddpg_run,
     "dpo_step/results/cpu": dpo_run,
     "grading/results/cpu": grading_run,
     "grading/results/gold": grading_gold,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from posttrain.control.continuous.environment import Step
 
-INSTALL = "gymnasium is needed for this task: pip install gymnasium"
+INSTALL = "gymnasium is needed for this task: pip install 'posttrain[control]'"
 
 
 class GymnasiumTask:

@@ -1,4 +1,4 @@
-"""Pictures and tables of `posttrain control beer` and `posttrain control beer-grid`."""
+"""Pictures and tables of `posttrain control beer` and `beer-grid`, and of the recipe's value heads."""
 
 from __future__ import annotations
 
@@ -49,7 +49,15 @@ GRID_COLUMNS = {
     "beer/bound": ("bound U", 3),
     "beer/firing_rate": ("fires, %", 2),
 }
-PER_CENT = "beer/firing_rate"
+VALUE_HEAD_COLUMNS = {
+    "auc": ("AUC, all states", 4),
+    "auc_last": ("AUC, last state", 4),
+    "brier": ("Brier, all states", 4),
+    "beer/firing_rate": ("fires, %", 4),
+    "beer/firing_rate_max": ("at most, %", 4),
+    "beer/cosine": ("cosine", 3),
+}
+PER_CENT = ("beer/firing_rate", "beer/firing_rate_max")
 # Penalties that change nothing lie on one line; dashes let those below show.
 DASHES = ("-", (0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2)), (0, (1, 3)), (0, (9, 3)), (0, (4, 2, 1, 2, 1, 2)))
 
@@ -110,6 +118,12 @@ def draw_grid(run: StudyRun, output: Path) -> tuple[Section, ...]:
     return (("curves", "On the grid, against exact values", shown), ("results", "At the end of training", tables))
 
 
+def draw_value_head(run: StudyRun, output: Path) -> tuple[Section, ...]:
+    """The table of a language model's value head with and without the penalty; its curves are those of the trainer."""
+    table = _table(run, VALUE_HEAD_COLUMNS, {}).to_html("Held-out answers: mean over seeds and 95 % interval.")
+    return (("results", "The value of held-out answers", table),)
+
+
 def result_tables(run: StudyRun) -> tuple[tuple[str, Table], ...]:
     """The same tables with their captions, for a README."""
     if run.name == "beer":
@@ -147,7 +161,7 @@ def _table(run: StudyRun, columns: Mapping[str, tuple[str, int]], where: Mapping
     for method in run.methods():
         cells = []
         for key, (_, digits) in columns.items():
-            scale = 100 if key == PER_CENT else 1
+            scale = 100 if key in PER_CENT else 1
             cells.append(_spoken([scale * x for x in run.numbers(key, method=method, **where)], digits))
         rows.append((method, *cells))
     return Table(("method", *(heading for heading, _ in columns.values())), tuple(rows))
