@@ -18,7 +18,7 @@ MARKERS = "osD^v"
 COLUMNS = {
     "tv": ("TV to R/Z", 3),
     "solved": ("mass on solutions", 3),
-    "distinct": ("distinct solutions in expectation", 1),
+    "distinct": ("distinct solutions in {n_draws} draws, expected", 1),
     "found": ("distinct solutions found while training", 1),
 }
 
@@ -36,7 +36,8 @@ def result_tables(run: StudyRun) -> tuple[tuple[str, Table], ...]:
 
 def results_table(run: StudyRun) -> Table:
     """The last evaluations, a row for each method."""
-    header = ("method", "seeds", "strings sampled", *(title for title, _ in COLUMNS.values()))
+    titles = (title.format(n_draws=run.config["n_draws"]) for title, _ in COLUMNS.values())
+    header = ("method", "seeds", "strings sampled", *titles)
     rows = []
     for method in run.methods():
         n_seeds = len(run.numbers("tv", method=method))
@@ -58,21 +59,22 @@ def _curves(run: StudyRun, path: Path) -> str:
     n_digits, target = run.config["n_digits"], run.config["target_sum"]
     with figure(path, 1, 3, width=13.0, height=4.8) as axes:
         for place, method in enumerate(run.methods()):
-            for axis, key in zip(axes[0], ("tv", "distinct", "found"), strict=True):
+            for axis, key in zip(axes[0], ("tv", "distinct", "solved"), strict=True):
                 _curve(axis, run, method, key, place)
         for axis in axes[0]:
             axis.set_xlabel("strings sampled")
         axes[0, 0].set_title("TV to R/Z, exact")
         axes[0, 1].set_title(f"distinct solutions in {run.config['n_draws']:,} draws, exact")
-        axes[0, 2].set_title("distinct solutions found so far")
+        axes[0, 2].set_title("mass on solutions, exact")
         log_scale_y(axes[0, 0])
         best = expected_distinct_at_target(n_digits, target, run.config["floor"], run.config["n_draws"])
         axes[0, 1].axhline(best, color=INK, linewidth=0.8, linestyle=(0, (1, 1.5)))
-        axes[0, 2].axhline(n_solutions(n_digits, target), color=INK, linewidth=0.8, linestyle=(0, (1, 1.5)))
+        mass = mass_at_target(n_digits, target, run.config["floor"])
+        axes[0, 2].axhline(mass, color=INK, linewidth=0.8, linestyle=(0, (1, 1.5)))
         legend_of_all(axes[0, 0], n_columns=5)
     caption = (
         f"Strings of {n_digits} digits with sum {target}. Bands span the seeds. Dotted: what the target R/Z itself "
-        "gives, and the number of solutions. policy_gradient and grpo maximise E[R] and have another target."
+        "gives. policy_gradient and grpo maximise E[R] and have another target."
     )
     return picture(path, alt="Total variation and distinct solutions against samples", caption=caption)
 
@@ -99,5 +101,10 @@ def n_solutions(n_digits: int, target_sum: int) -> int:
 def expected_distinct_at_target(n_digits: int, target_sum: int, floor: float, n_draws: int) -> float:
     """Expected distinct solutions among draws from R/Z."""
     n = n_solutions(n_digits, target_sum)
-    p_each = 1 / (n + floor * (10**n_digits - n))
-    return n * (1 - (1 - p_each) ** n_draws)
+    return n * (1 - (1 - mass_at_target(n_digits, target_sum, floor) / n) ** n_draws)
+
+
+def mass_at_target(n_digits: int, target_sum: int, floor: float) -> float:
+    """Of the solutions under R/Z."""
+    n = n_solutions(n_digits, target_sum)
+    return n / (n + floor * (10**n_digits - n))
