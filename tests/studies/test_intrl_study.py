@@ -34,12 +34,16 @@ def small(output: Path) -> IntrlConfig:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_nodes": (5, 6)}, "Simpson's rule pairs intervals, and 6 nodes have 5 of them: take 5 or 7 nodes"),
+        (
+            {"n_nodes": (5, 6)},
+            r"n_nodes \[6\]: Simpson's rule takes odd counts; give those, or leave simpson out of rules",
+        ),
         ({"n_nodes": (2, 5)}, r"n_nodes \(2, 5\): give counts of 3 or more"),
         ({"rules": ("simson",)}, r"rules \['simson'\]: there are trapezoid, simpson"),
         ({"jitters": (-1e-8,)}, r"jitters \(-1e-08,\): variances, so 0 \(none\) or more"),
         ({"smoothness": (5,)}, "p is 4: Matérn kernels of smoothness"),
         ({"lengthscales": (0.0,)}, r"lengthscale is 0\.0: give a time above 0"),
+        ({"segment_s": 0.0}, r"segment_s is 0\.0: give a length above 0 seconds"),
         ({"n_segments": 5}, r"n_segments 5.*three states have six products"),
         ({"seeds": ()}, r"seeds \(\).*needed one or more"),
     ],

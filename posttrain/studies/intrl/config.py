@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.control.integral.kernels import Matern
-from posttrain.control.integral.quadrature import simpson
 from posttrain.studies.intrl.rules import RULES
 
 
@@ -38,9 +37,13 @@ class IntrlConfig:
             raise ValueError(f"rules {unknown or 'is empty'}: there are {', '.join(RULES)}")
         if not self.n_nodes or min(self.n_nodes) < 3:
             raise ValueError(f"n_nodes {self.n_nodes}: give counts of 3 or more, both ends of a segment included")
-        if "simpson" in self.rules:
-            for n in self.n_nodes:
-                simpson(n, self.segment_s)  # says which counts it takes
+        if not self.segment_s > 0:
+            raise ValueError(f"segment_s is {self.segment_s}: give a length above 0 seconds")
+        even = [n for n in self.n_nodes if n % 2 == 0]
+        if even and "simpson" in self.rules:
+            raise ValueError(
+                f"n_nodes {even}: Simpson's rule takes odd counts; give those, or leave simpson out of rules"
+            )
         if "matern" in self.rules:
             for b, lengthscale in ((b, ell) for b in self.smoothness for ell in self.lengthscales):
                 Matern(b - 1, lengthscale)
