@@ -81,6 +81,8 @@ def _search(run: StudyRun, output: Path) -> str:
         for axis, heading in zip(axes[0], ("mean score of the 100 best", "modes above T"), strict=True):
             axis.set_xlabel("molecules evaluated")
             axis.set_title(heading)
+        axes[0][1].set_yscale("symlog", linthresh=1.0)  # from none to thousands
+        axes[0][1].set_ylim(bottom=0.0)
         legend_below(axes[0][0], n_columns=3)
     return picture(path, alt="Score and modes against molecules evaluated", caption="Means over seeds.")
 
