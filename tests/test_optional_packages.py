@@ -8,7 +8,20 @@ from pathlib import Path
 from posttrain.cli import VERBS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-OPTIONAL = ("alfworld", "deepspeed", "gguf", "math_verify", "matplotlib", "peft", "reasoning_gym", "vllm")
+OPTIONAL = (
+    "alfworld",
+    "deepspeed",
+    "dm_control",
+    "gguf",
+    "gymnasium",
+    "math_verify",
+    "matplotlib",
+    "mujoco",
+    "peft",
+    "rdkit",
+    "reasoning_gym",
+    "vllm",
+)
 
 LOAD_ALL = """
 import importlib, sys

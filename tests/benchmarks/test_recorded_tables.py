@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.ddpg import run as ddpg_run
 from benchmarks.dpo_step import run as dpo_run
+from benchmarks.gflownet import run as gflownet_run
 from benchmarks.grading import gold as grading_gold
 from benchmarks.grading import run as grading_run
 from benchmarks.logprob_core import run as logprob_run
@@ -19,6 +20,7 @@ from benchmarks.server_overhead import run as server_overhead_run
 RUNS = {
     "ddpg/results/cpu": ddpg_run,
     "dpo_step/results/cpu": dpo_run,
+    "gflownet/results/cpu": gflownet_run,
     "grading/results/cpu": grading_run,
     "grading/results/gold": grading_gold,
     "logprob_core/results/cpu": logprob_run,
