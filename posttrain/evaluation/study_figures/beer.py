@@ -35,14 +35,14 @@ GRID_PANELS = (
 )
 CONTROL_COLUMNS = {
     "return": ("return", 1),
-    "q_error": ("|Q − return|", 2),
+    "q_error": ("error of Q", 2),
     "rank": ("rank", 1),
     "effective_rank": ("effective rank", 1),
     "beer/firing_rate": ("fires, %", 2),
     "cpu_s": ("CPU s", 0),
 }
 GRID_COLUMNS = {
-    "q_error": ("|Q − Q*|", 3),
+    "q_error": ("error of Q", 3),
     "rank": ("rank", 1),
     "effective_rank": ("effective rank", 1),
     "beer/cosine": ("cosine", 3),
