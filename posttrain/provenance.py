@@ -94,7 +94,7 @@ def write_json(path: Path, content: Any) -> None:
         text = json.dumps(content, indent=1)
     except TypeError as error:
         raise TypeError(f"{path.name}: {error}; state is stored as safetensors and JSON only") from error
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
+    unfinished = path.with_name(f".{os.getpid()}-{threading.get_ident()}.{path.name}.partial")
     unfinished.write_text(text + "\n")
     unfinished.replace(path)
 

@@ -26,7 +26,7 @@ SHOWN: dict[str, Shown] = {  # by the name of the study
     "beer": Shown(beer.draw, beer.result_tables),
     "beer-grid": Shown(beer.draw_grid, beer.result_tables),
     "hypergrid": Shown(hypergrid.draw, hypergrid.result_tables),
-    "beer-value-head": Shown(beer.draw_value_head, beer.result_tables),
+    "beer-value-head": Shown(beer.draw_value_head, beer.value_head_tables),
     "intrl": Shown(intrl.draw, intrl_tables.result_tables),
     "molecules": Shown(molecules.draw, molecules.result_tables),
     "strings": Shown(strings.draw, strings.result_tables),

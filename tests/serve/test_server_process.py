@@ -15,22 +15,20 @@ import httpx
 import pytest
 
 from posttrain.serve.serve_config import ServeConfig, require_key_beyond_loopback
-from tests.serve.tiny_server import served_process
+from tests.serve.tiny_server import ServedProcess, served_process
 
 CHAT = {"model": "tiny-policy", "messages": [{"role": "user", "content": "1+2="}], "max_tokens": 200}
 
 
 @pytest.fixture
-def process(tiny_models: tuple[Path, Path]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(tiny_models: tuple[Path, Path]) -> Iterator[ServedProcess]:
     with served_process(*tiny_models, "--batch_rows", "16", "--requests_per_minute", "0") as running:
         yield running
 
 
 @pytest.mark.slow
-def test_sigterm_under_load_loses_no_accepted_answer_and_exits_with_0(
-    process: tuple[subprocess.Popen[str], str],
-) -> None:
-    server, url = process
+def test_sigterm_under_load_loses_no_accepted_answer_and_exits_with_0(process: ServedProcess) -> None:
+    server, url, _ = process
     replies: list[httpx.Response] = []
     accepted = threading.Semaphore(0)
 
@@ -82,13 +80,13 @@ def first_refusal(url: str) -> httpx.Response:
 
 
 @pytest.mark.slow
-def test_logs_hold_routes_and_statuses_and_no_prompt(process: tuple[subprocess.Popen[str], str]) -> None:
-    server, url = process
+def test_logs_hold_routes_and_statuses_and_no_prompt(process: ServedProcess) -> None:
+    server, url, log_file = process
     httpx.post(f"{url}/v1/chat/completions", json=CHAT | {"messages": [{"role": "user", "content": "6*7=6*7"}]})
     httpx.get(f"{url}/secret-path?key=secret-query")
     server.send_signal(signal.SIGINT)
-    _, log = server.communicate(timeout=30)
-    assert server.returncode == 0
+    assert server.wait(30) == 0
+    log = log_file.read_text()
     assert "POST /v1/chat/completions 200" in log
     assert not [word for word in ("6*7", "secret") if word in log]
 

@@ -8,10 +8,13 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import NamedTuple
 
 import torch
 import uvicorn
@@ -106,24 +109,31 @@ def served(config: ServeConfig, *, keys: Sequence[str] = (), backend: Backend | 
         asyncio.run(backend.close())
 
 
+class ServedProcess(NamedTuple):
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path  # what it has written to stderr
+
+
 @contextmanager
-def served_process(policy: Path, value: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`posttrain serve` on a free port; the process, and its address once it listens."""
+def served_process(policy: Path, value: Path, *flags: str) -> Iterator[ServedProcess]:
+    """`posttrain serve` on a free port, once it listens.
+
+    Its log goes to a file: a pipe that nobody reads is full after 64 KiB, and then the server waits for ever.
+    """
     command = [sys.executable, "-m", "posttrain", "serve", "--model", str(policy), "--value_model", str(value)]
-    process = subprocess.Popen(
-        [*command, "--port", "0", *flags],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )
+    with NamedTemporaryFile("w", dir=policy.parent, suffix=".log", delete=False) as sink:
+        process = subprocess.Popen(
+            [*command, "--port", "0", *flags],
+            stderr=sink,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        )
+    log = Path(sink.name)
     try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if found := re.search(r"listening on (http://\S+)", line):
-                yield process, found[1]
-                return
-        raise AssertionError(f"the server ended with {process.wait()} before it listened")
+        while not (found := re.search(r"listening on (http://\S+)\s", log.read_text())):
+            assert process.poll() is None, f"the server ended before it listened: {log.read_text()}"
+            time.sleep(0.05)
+        yield ServedProcess(process, found[1], log)
     finally:
         process.kill()
         process.wait()
-        process.stderr.close()

@@ -124,6 +124,11 @@ def draw_value_head(run: StudyRun, output: Path) -> tuple[Section, ...]:
     return (("results", "The value of held-out answers", table),)
 
 
+def value_head_tables(run: StudyRun) -> tuple[tuple[str, Table], ...]:
+    """The same table with its caption, for a README."""
+    return (("Held-out answers", _table(run, VALUE_HEAD_COLUMNS, {})),)
+
+
 def result_tables(run: StudyRun) -> tuple[tuple[str, Table], ...]:
     """The same tables with their captions, for a README."""
     if run.name == "beer":
