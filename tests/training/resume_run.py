@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -84,5 +85,5 @@ def dropout_trainer(run_dir: Path) -> SafeCheckpointing:
 
 
 def _kill_when_opened(ending: str, event: str, args: tuple[object, ...]) -> None:
-    if event == "open" and str(args[0]).endswith(ending):
+    if event == "open" and fnmatch(str(args[0]), f"*{ending}"):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -56,7 +56,7 @@ def test_run_with_dropout_equals_unbroken_run_after_kill(tmp_path: Path) -> None
     _assert_same_run(tmp_path / "run", tmp_path / "unbroken")
 
 
-@pytest.mark.parametrize("file", [".progress_0.json.partial", "COMPLETE"])
+@pytest.mark.parametrize("file", [".*.progress_0.json.partial", "COMPLETE"])
 def test_run_equals_unbroken_run_after_kill_amid_a_checkpoint(unbroken: Path, tmp_path: Path, file: str) -> None:
     run_dir = tmp_path / "run"
     assert _exit_code("oreo", run_dir, f"checkpoint-{3 * SAVE_STEPS}/{file}") == -signal.SIGKILL
