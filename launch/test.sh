@@ -57,6 +57,10 @@ install_alfworld
 if ! $is_fast; then install_vllm; fi
 
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+# Here DeepSpeed compiles its CPU communication. A process killed meanwhile leaves a lock, and the next waits for ever.
+TORCH_EXTENSIONS_DIR=$(cd "$VENV" && pwd)/torch_extensions
+export TORCH_EXTENSIONS_DIR
+rm -f "$TORCH_EXTENSIONS_DIR"/*/lock
 
 say "ruff"
 "$VENV/bin/ruff" check .
