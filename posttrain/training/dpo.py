@@ -24,7 +24,7 @@ from posttrain.models.policy import load_policy, load_reference
 from posttrain.pretrained import load_tokenizer
 from posttrain.provenance import hash_data, write_run_card
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
-from posttrain.training.metrics import MetricsFile
+from posttrain.training.metrics_callback import MetricsFile
 from posttrain.training.reference_samples import read_reference_samples
 from posttrain.training.run_config import RowsConfig
 from posttrain.training.trl_trainers import DpoTrainer

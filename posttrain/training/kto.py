@@ -22,7 +22,7 @@ from posttrain.pretrained import load_tokenizer
 from posttrain.provenance import write_run_card
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
 from posttrain.training.dpo import answer_start, load_policy_and_reference
-from posttrain.training.metrics import MetricsFile
+from posttrain.training.metrics_callback import MetricsFile
 from posttrain.training.run_config import RowsConfig
 from posttrain.training.trl_trainers import KtoTrainer
 from posttrain.training.without_accelerator import choose_cpu

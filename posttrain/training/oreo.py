@@ -22,7 +22,7 @@ from posttrain.pretrained import load_tokenizer
 from posttrain.provenance import write_run_card
 from posttrain.schema import EncodedTrajectory, TokenBatch, TokenValues
 from posttrain.training.kl_target import KlTarget
-from posttrain.training.metrics import MetricsFile
+from posttrain.training.metrics_callback import MetricsFile
 from posttrain.training.optimizer import Network
 from posttrain.training.oreo_config import OreoConfig
 from posttrain.training.oreo_networks import load_networks

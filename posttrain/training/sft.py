@@ -22,7 +22,7 @@ from posttrain.models.policy import load_policy
 from posttrain.pretrained import load_tokenizer
 from posttrain.provenance import write_run_card
 from posttrain.schema import EncodedTrajectory, TrajectoryRow
-from posttrain.training.metrics import MetricsFile
+from posttrain.training.metrics_callback import MetricsFile
 from posttrain.training.run_config import RowsConfig
 from posttrain.training.trl_trainers import SftTrainer
 from posttrain.training.without_accelerator import choose_cpu

@@ -15,7 +15,7 @@ from posttrain.models.policy import load_policy, load_reference
 from posttrain.models.policy_and_reference import PolicyAndReference
 from posttrain.pretrained import load_tokenizer
 from posttrain.provenance import hash_data, write_run_card
-from posttrain.training.metrics import MetricsFile
+from posttrain.training.metrics_callback import MetricsFile
 from posttrain.training.online_groups import Graded
 from posttrain.training.online_prompts import OnlinePrompt
 from posttrain.training.online_trainer import OnlineTrainer

@@ -36,7 +36,8 @@ from posttrain.models.value import values_at_every_position
 from posttrain.pretrained import load_tokenizer
 from posttrain.schema import EncodedTrajectory, TokenBatch, TokenValues
 from posttrain.training.jobs import run_jobs
-from posttrain.training.metrics import METRICS, MetricsFile, read_metrics
+from posttrain.training.metrics import METRICS, read_metrics
+from posttrain.training.metrics_callback import MetricsFile
 from posttrain.training.optimizer import Network
 from posttrain.training.oreo import pad_id, read_trajectories
 from posttrain.training.oreo_config import OreoConfig

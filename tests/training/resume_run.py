@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
-from posttrain.training.metrics import MetricsFile
+from posttrain.training.metrics_callback import MetricsFile
 from posttrain.training.safe_checkpointing import SafeCheckpointing
 from tests.training.tiny_oreo import tiny_config, tiny_trainer, trajectories, write_policy
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from posttrain.training.metrics import METRICS, SUPERSEDED, MetricsFile, read_metrics
+from posttrain.training.metrics import METRICS, SUPERSEDED, read_metrics
+from posttrain.training.metrics_callback import MetricsFile
 
 
 def _log(run_dir: Path, step: int, logs: dict[str, object], *, is_rank_0: bool = True) -> None:
