@@ -20,7 +20,7 @@ from posttrain.provenance import RUN_CARD
 
 HERE = Path(__file__).resolve().parent
 RECORDS, RECIPES = HERE / "control", HERE.parent / "recipes"
-KEPT = (RUN_CARD, STUDY, RESULTS, f"**/{METRICS}", "**/arrays.safetensors", "**/best.jsonl")
+KEPT = (RUN_CARD, "run-*.json", STUDY, RESULTS, f"**/{METRICS}", "**/arrays.safetensors", "**/best.jsonl")
 END = "<!-- end of results -->"
 
 

@@ -55,6 +55,12 @@ def write_run_card(run_dir: Path, config: Mapping[str, Any], data_sha256: Mappin
     return path
 
 
+def read_run_cards(run_dir: Path) -> list[dict[str, Any]]:
+    """The cards of all starts of a run, the last one last. Raises FileNotFoundError when it has none."""
+    earlier = sorted(run_dir.glob("run-*.json"), key=lambda path: int(path.stem.removeprefix("run-")))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in (*earlier, run_dir / RUN_CARD)]
+
+
 def run_card(config: Mapping[str, Any], data_sha256: Mapping[str, str]) -> dict[str, Any]:
     """What a run card says of a run that starts now; arguments as of `write_run_card`."""
     return {

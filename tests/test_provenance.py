@@ -11,7 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 import posttrain
-from posttrain.provenance import command_line, git_state, hash_data, write_json, write_run_card
+from posttrain.provenance import command_line, git_state, hash_data, read_run_cards, write_json, write_run_card
 
 
 def test_card_holds_config_seeds_versions_and_command_when_written(tmp_path: Path) -> None:
@@ -37,6 +37,12 @@ def test_card_of_the_first_start_is_kept_when_a_run_is_started_again(tmp_path: P
         write_run_card(tmp_path, {"seed": seed}, {})
     found = {path.name: json.loads(path.read_text())["seeds"]["seed"] for path in tmp_path.glob("run*.json")}
     assert found == {"run-1.json": 1, "run-2.json": 2, "run.json": 3}
+
+
+def test_cards_of_a_run_that_was_started_eleven_times_are_read_in_their_order(tmp_path: Path) -> None:
+    for seed in range(11):
+        write_run_card(tmp_path, {"seed": seed}, {})
+    assert [card["config"]["seed"] for card in read_run_cards(tmp_path)] == list(range(11))
 
 
 def test_data_hash_is_that_of_the_bytes_when_given_files_and_folders(tmp_path: Path) -> None:

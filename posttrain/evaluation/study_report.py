@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from posttrain.evaluation.page import Section, fact_table, html_page, paragraph
 from posttrain.evaluation.study_figures import beer, hypergrid, intrl, intrl_tables, model_based, molecules, strings
 from posttrain.evaluation.study_files import StudyRun, read_study
 from posttrain.evaluation.tables import Table
-from posttrain.provenance import RUN_CARD
+from posttrain.provenance import read_run_cards
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +61,12 @@ def markdown_tables(run: StudyRun) -> str:
 
 
 def _facts(folder: Path) -> str:
-    card = json.loads((folder / RUN_CARD).read_text(encoding="utf-8"))
+    *earlier, card = read_run_cards(folder)
     facts = [(name, _spoken(card[name])) for name in FACTS if name in card]
+    facts += [
+        (f"earlier start, {start['started']}", f"{_spoken(start['command'])}; {_spoken(start['git'])}")
+        for start in earlier
+    ]
     return fact_table([*facts, *((f"config.{name}", _spoken(value)) for name, value in card["config"].items())])
 
 
