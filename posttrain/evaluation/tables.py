@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -9,7 +10,7 @@ from itertools import combinations
 
 from posttrain.evaluation.comparison import Comparison, ComparisonError, MethodSummary, compare, summarise
 from posttrain.evaluation.records import SAMPLE, MethodBudget, group_records, split_method
-from posttrain.evaluation.statistics import Interval
+from posttrain.evaluation.statistics import Interval, seed_interval
 from posttrain.schema import AnswerRecord, Grade
 
 GREEDY = "greedy"
@@ -44,6 +45,19 @@ class Table:
             f'<div class="scroll"><table><caption>{escape(caption)}</caption>\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
         )
+
+
+def over_seeds(by_seed: Sequence[float], digits: int, *, lowest: float = -math.inf) -> str:
+    """One number per seed as a cell: its mean with Student's t interval; of one seed alone, of none a dash.
+
+    lowest: what the quantity cannot be below; the interval is cut there.
+    """
+    if not by_seed:
+        return NOT_APPLICABLE
+    if len(by_seed) == 1:
+        return f"{by_seed[0]:,.{digits}f}"
+    x = seed_interval(by_seed)
+    return f"{x.estimate:,.{digits}f} [{max(lowest, x.low):,.{digits}f}, {x.high:,.{digits}f}]"
 
 
 def replace_between(text: str, begin: str, end: str, content: str) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from posttrain.evaluation.records import group_records
-from posttrain.evaluation.tables import Table, comparison_table, markdown_table, paired_comparisons
+from posttrain.evaluation.tables import Table, comparison_table, markdown_table, over_seeds, paired_comparisons
 from posttrain.schema import AnswerRecord, FinishReason, Grade
 
 
@@ -115,3 +115,11 @@ def test_html_tables_escape_their_text_and_break_only_between_seeds():
 def test_markdown_table_leaves_differences_out_when_the_start_was_not_run(letters):
     lines = markdown_table(answers("oreo/greedy", letters)).splitlines()
     assert [line.split("|")[7].strip() for line in lines[2:]] == ["–"] * len(letters)
+
+
+def test_cell_of_numbers_by_seed_has_students_interval_cut_at_what_cannot_be_passed():
+    half = 4.302652729911275 / 3**0.5  # 97.5 % quantile of t with 2 degrees of freedom; the deviation of 1, 2, 3 is 1
+    assert over_seeds([1000.0, 2000.0, 3000.0], 0) == f"2,000 [{2000 - 1000 * half:,.0f}, {2000 + 1000 * half:,.0f}]"
+    assert over_seeds([1.0, 2.0, 3.0], 2) == "2.00 [-0.48, 4.48]"
+    assert over_seeds([1.0, 2.0, 3.0], 2, lowest=0) == "2.00 [0.00, 4.48]"
+    assert (over_seeds([1.5], 1), over_seeds([], 1)) == ("1.5", "–")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from posttrain.evaluation.page import Section, absent, paragraph, picture
 from posttrain.evaluation.run_folder import Curve, Curves
 from posttrain.evaluation.statistics import seed_interval
 from posttrain.evaluation.study_files import StudyRun
-from posttrain.evaluation.tables import NOT_APPLICABLE, Table
+from posttrain.evaluation.tables import Table, over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,7 +151,7 @@ def gain_table(run: StudyRun) -> Table:
         }
         shared = sorted(returns[method].keys() & returns[base].keys())
         gains = [returns[method][seed] - returns[base][seed] for seed in shared]
-        rows.append((f"{method} over {base}", _spoken(gains, 1), ", ".join(f"{gain:+.0f}" for gain in gains)))
+        rows.append((f"{method} over {base}", over_seeds(gains, 1), ", ".join(f"{gain:+.0f}" for gain in gains)))
     return Table(("method", "gain in return", "by seed"), tuple(rows))
 
 
@@ -167,19 +167,9 @@ def _table(run: StudyRun, columns: Mapping[str, tuple[str, int]], where: Mapping
         cells = []
         for key, (_, digits) in columns.items():
             scale = 100 if key in PER_CENT else 1
-            cells.append(_spoken([scale * x for x in run.numbers(key, method=method, **where)], digits))
+            cells.append(over_seeds([scale * x for x in run.numbers(key, method=method, **where)], digits))
         rows.append((method, *cells))
     return Table(("method", *(heading for heading, _ in columns.values())), tuple(rows))
-
-
-def _spoken(numbers: Sequence[float], digits: int) -> str:
-    """Mean and interval of one number per seed."""
-    if not numbers:
-        return NOT_APPLICABLE
-    if len(numbers) == 1:
-        return f"{numbers[0]:.{digits}f}"
-    interval = seed_interval(numbers)
-    return f"{interval.estimate:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
 def _panel(axes: Axes, by_method: Mapping[str, Mapping[int, Curves]], key: str) -> None:

@@ -14,9 +14,8 @@ from safetensors.numpy import load_file
 from posttrain.evaluation.figures import PALETTE, figure
 from posttrain.evaluation.page import Section, absent, picture
 from posttrain.evaluation.run_folder import Curves
-from posttrain.evaluation.statistics import seed_interval
 from posttrain.evaluation.study_files import ARRAYS, StudyRun, run_dir
-from posttrain.evaluation.tables import NOT_APPLICABLE, Table
+from posttrain.evaluation.tables import NOT_APPLICABLE, Table, over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,20 +58,12 @@ def results_table(run: StudyRun) -> Table:
         found = f"{min(modes):.0f}" if min(modes) == max(modes) else f"{min(modes):.0f} to {max(modes):.0f}"
         means = (f"{_mean(x):,.0f}" for x in (states, updates, cpu_s))
         legacy = f"{_mean(l1):.1e}" if l1 else NOT_APPLICABLE
-        rows.append((method, str(len(tv)), _with_interval(tv, "{:.4f}"), legacy, found, *means))
+        rows.append((method, str(len(tv)), over_seeds(tv, 4, lowest=0), legacy, found, *means))
     return Table(header, tuple(rows))
 
 
 def _mean(x: Sequence[float]) -> float:
     return sum(x) / len(x)
-
-
-def _with_interval(x: Sequence[float], form: str) -> str:
-    if len(x) < 2:
-        return form.format(x[0])
-    interval = seed_interval(x)
-    low, high = form.format(max(0.0, interval.low)), form.format(interval.high)
-    return f"{form.format(interval.estimate)} [{low}, {high}]"
 
 
 def _densities(run: StudyRun, path: Path) -> str:

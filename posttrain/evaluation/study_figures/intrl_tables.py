@@ -8,9 +8,8 @@ from itertools import pairwise
 import numpy as np
 
 from posttrain.control.integral.linear import loglog_slope
-from posttrain.evaluation.statistics import seed_interval
 from posttrain.evaluation.study_files import StudyRun
-from posttrain.evaluation.tables import NOT_APPLICABLE, Table
+from posttrain.evaluation.tables import NOT_APPLICABLE, Table, over_seeds
 
 CLASSICS = ("trapezoid", "simpson", "cubic_spline", "gauss_legendre")
 THEORY = {"trapezoid": -2.0, "simpson": -4.0, "cubic_spline": -4.0}  # of the error in the number of intervals
@@ -80,10 +79,7 @@ def slope_over_seeds(run: StudyRun, key: str, method: str, system: str) -> str:
     if len(counts) < 2 or np.min(by_count) <= 30 * FLOOR:
         return "floor"
     slopes = [loglog_slope(counts, errors) for errors in np.transpose(by_count)]
-    if len(slopes) == 1:
-        return f"{slopes[0]:.2f}"
-    interval = seed_interval(slopes)
-    return f"{np.mean(slopes):.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    return over_seeds(slopes, 2)
 
 
 def curve(run: StudyRun, key: str, counts: Sequence[int], **where: object) -> list[float]:

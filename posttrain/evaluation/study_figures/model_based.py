@@ -10,9 +10,9 @@ import numpy as np
 
 from posttrain.evaluation.figures import INK, PALETTE, figure, legend_of_all, log_scale_y
 from posttrain.evaluation.page import Section, picture
-from posttrain.evaluation.statistics import Interval, seed_interval
+from posttrain.evaluation.statistics import seed_interval
 from posttrain.evaluation.study_files import StudyRun
-from posttrain.evaluation.tables import Table
+from posttrain.evaluation.tables import Table, over_seeds
 
 RATE = "reward_rate"
 CURVE = f"eval_{RATE}"
@@ -154,7 +154,7 @@ def imagined_table(run: StudyRun) -> Table:
     """One row per teacher."""
     keys = ("auc", "brier", "auc_half_way", "brier_half_way")
     rows = [
-        (IMAGINED_LABELS[method], *(_spoken(seed_interval(run.numbers(key, method=method))) for key in keys))
+        (IMAGINED_LABELS[method], *(over_seeds(run.numbers(key, method=method), 3) for key in keys))
         for method in run.methods()
     ]
     return Table(("trained on", "AUC", "Brier", "AUC half-way", "Brier half-way"), tuple(rows))
@@ -186,15 +186,11 @@ def best_rate(run: StudyRun) -> float:
 def _cells(run: StudyRun, **where: object) -> tuple[str, ...]:
     rates = run.numbers(RATE, **where)
     return (
-        _spoken(seed_interval(rates)),
+        over_seeds(rates, 3),
         " ".join(f"{rate:.2f}" for rate in rates),
         f"{np.mean(run.numbers(f'{RATE}_with_chance', **where)):.3f}",
         f"{np.mean(run.numbers('cpu_s', **where)):.1f}",
     )
-
-
-def _spoken(x: Interval) -> str:
-    return f"{x.estimate:.3f} [{x.low:.3f}, {x.high:.3f}]"
 
 
 def _in_order(run: StudyRun) -> list[str]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from posttrain.control.molecules.pictures import draw_grid
 from posttrain.evaluation.figures import PALETTE, figure, legend_below
 from posttrain.evaluation.page import Section, absent, paragraph, picture
-from posttrain.evaluation.statistics import seed_interval
 from posttrain.evaluation.study_files import StudyRun, run_dir
-from posttrain.evaluation.tables import NOT_APPLICABLE, Table
+from posttrain.evaluation.tables import Table, over_seeds
 
 BEST = "best.jsonl"
 N_COLUMNS, N_ROWS, CELL_PX = 6, 2, 240
@@ -56,7 +54,10 @@ def result_tables(run: StudyRun) -> tuple[tuple[str, Table], ...]:
 
 def results_table(run: StudyRun) -> Table:
     """Means over seeds, with Student's t interval where there are several."""
-    rows = [(_label(m), *(_cell(run.numbers(key, method=m), n) for key, _, n in _COLUMNS)) for m in run.methods()]
+    rows = [
+        (_label(method), *(over_seeds(run.numbers(key, method=method), n, lowest=0) for key, _, n in _COLUMNS))
+        for method in run.methods()
+    ]
     return Table(("method", *(heading for _, heading, _ in _COLUMNS)), tuple(rows))
 
 
@@ -131,15 +132,6 @@ def _mean_curve(run: StudyRun, method: str, key: str) -> tuple[list[float], list
     points = [dict(curves[key]) for curves in of_seeds]
     steps = sorted(set.intersection(*(set(of_seed) for of_seed in points)) & set(evaluated))
     return [evaluated[step] for step in steps], [math.fsum(p[step] for p in points) / len(points) for step in steps]
-
-
-def _cell(numbers: Sequence[float], digits: int) -> str:
-    if not numbers:
-        return NOT_APPLICABLE
-    if len(numbers) == 1:
-        return f"{numbers[0]:,.{digits}f}"
-    x = seed_interval(numbers)
-    return f"{x.estimate:,.{digits}f} [{x.low:,.{digits}f}, {x.high:,.{digits}f}]"
 
 
 def _label(method: str) -> str:

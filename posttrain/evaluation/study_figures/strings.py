@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ import numpy as np
 
 from posttrain.evaluation.figures import INK, PALETTE, figure, legend_of_all, log_scale_y
 from posttrain.evaluation.page import Section, picture
-from posttrain.evaluation.statistics import seed_interval
 from posttrain.evaluation.study_files import StudyRun
-from posttrain.evaluation.tables import Table
+from posttrain.evaluation.tables import Table, over_seeds
 
 MARKERS = "osD^v"
 COLUMNS = {
@@ -42,17 +40,9 @@ def results_table(run: StudyRun) -> Table:
     for method in run.methods():
         n_seeds = len(run.numbers("tv", method=method))
         samples = f"{run.numbers('samples', method=method)[0]:,.0f}"
-        cells = [_with_interval(run.numbers(key, method=method), digits) for key, (_, digits) in COLUMNS.items()]
+        cells = [over_seeds(run.numbers(key, method=method), digits, lowest=0) for key, (_, digits) in COLUMNS.items()]
         rows.append((method, str(n_seeds), samples, *cells))
     return Table(header, tuple(rows))
-
-
-def _with_interval(by_seed: Sequence[float], digits: int) -> str:
-    mean = f"{np.mean(by_seed):.{digits}f}"
-    if len(by_seed) < 2:
-        return mean
-    interval = seed_interval(by_seed)
-    return f"{mean} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
 def _curves(run: StudyRun, path: Path) -> str:
