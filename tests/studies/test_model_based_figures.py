@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.evaluation.study_figures.model_based import best_rate, imagined_table, online_table, panflute_table
+from posttrain.evaluation.study_figures.model_based import (
+    best_rate,
+    imagined_table,
+    learning_table,
+    online_table,
+    panflute_table,
+)
 from posttrain.evaluation.study_files import StudyRun, append_result, begin_study, read_study
 from posttrain.evaluation.study_report import write_study_report
 from posttrain.studies.model_based.config import ModelTheoremConfig
@@ -74,3 +80,21 @@ def test_online_and_imagined_tables_name_what_was_compared(tmp_path: Path) -> No
     assert imagined_table(read_study(tmp_path / "b")).rows[0][1] == "0.700 [0.700, 0.700]"
     write_study_report(tmp_path / "b", tmp_path / "report")
     assert (tmp_path / "report" / "imagined.png").exists()
+
+
+def test_learning_table_averages_what_follows_the_first_update_and_compares_by_seed(tmp_path: Path) -> None:
+    begin_study(tmp_path, "worlds-online", {"n_first_steps": 1000})
+    for method, after in (("replay", (0.0, 0.1)), ("learned", (0.2, 0.5))):
+        numbers = {"reward_rate": after[1], "reward_rate_with_chance": 0.0, "cpu_s": 1.0}
+        for seed in (0, 1):
+            append_result(tmp_path, {"method": method, "seed": seed, "replay_ratio": 1, **numbers})
+        rates = {1000: 9.0, 1500: after[0], 2000: after[1]}  # the first is from before the first update
+        lines = [f'{{"step": {s}, "eval_reward_rate/0": {x}, "eval_reward_rate/1": {x}}}' for s, x in rates.items()]
+        stack = stack_dir(tmp_path, f"ratio-1/{method}")
+        stack.mkdir(parents=True)
+        (stack / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        write_seed_curves(tmp_path, f"ratio-1/{method}", 2)
+    assert learning_table(read_study(tmp_path)).rows == (
+        ("replay, 1 a step", "0.050 [0.050, 0.050]", "–"),
+        ("learned model, 1 a step", "0.350 [0.350, 0.350]", "0.300 [0.300, 0.300]"),
+    )

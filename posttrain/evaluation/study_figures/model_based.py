@@ -12,7 +12,7 @@ from posttrain.evaluation.figures import INK, PALETTE, figure, legend_of_all, lo
 from posttrain.evaluation.page import Section, picture
 from posttrain.evaluation.statistics import seed_interval
 from posttrain.evaluation.study_files import StudyRun
-from posttrain.evaluation.tables import Table, over_seeds
+from posttrain.evaluation.tables import NOT_APPLICABLE, Table, over_seeds
 
 RATE = "reward_rate"
 CURVE = f"eval_{RATE}"
@@ -105,7 +105,11 @@ def draw_online(run: StudyRun, output: Path) -> tuple[Section, ...]:
     ratios = sorted({row["replay_ratio"] for row in run.rows})
     panels = [(f"{ratio} update{'s' * (ratio > 1)} per step", f"ratio-{ratio}") for ratio in ratios]
     table = online_table(run).to_html("Greedy return of an episode per step of it")
-    return (*_curves(run, output, panels, "steps of the world"), ("online", "Where they end", table))
+    soon = learning_table(run).to_html("Greedy return per step, averaged over all evaluations since the first update")
+    return (
+        *_curves(run, output, panels, "steps of the world"),
+        ("online", "Where they end, and how soon", table + soon),
+    )
 
 
 def online_table(run: StudyRun) -> Table:
@@ -118,6 +122,27 @@ def online_table(run: StudyRun) -> Table:
         if run.numbers(RATE, method=method, replay_ratio=ratio)
     ]
     return Table(("method, updates", "return per step", "by seed", "with chance events", "CPU s a seed"), tuple(rows))
+
+
+def learning_table(run: StudyRun) -> Table:
+    """How soon a method learns: its evaluations since the first update, averaged, and what it is ahead of replay."""
+    rows = []
+    for ratio in sorted({row["replay_ratio"] for row in run.rows}):
+        averages = {method: _average_by_seed(run, f"ratio-{ratio}/{method}") for method in _in_order(run)}
+        for method, by_seed in averages.items():
+            replayed = averages.get("replay", {})
+            gains = [by_seed[seed] - replayed[seed] for seed in sorted(by_seed.keys() & replayed.keys())]
+            ahead = NOT_APPLICABLE if method == "replay" else over_seeds(gains, 3)
+            rows.append((f"{LABELS[method]}, {ratio} a step", over_seeds(list(by_seed.values()), 3), ahead))
+    return Table(("method, updates", "mean of all evaluations", "ahead of replay"), tuple(rows))
+
+
+def _average_by_seed(run: StudyRun, folder: str) -> dict[int, float]:
+    return {
+        seed: float(np.mean([rate for step, rate in curves[CURVE] if step > run.config["n_first_steps"]]))
+        for seed, curves in run.curves.get(folder, {}).items()
+        if CURVE in curves
+    }
 
 
 IMAGINED_LABELS = {
@@ -170,7 +195,10 @@ def panflute_tables(run: StudyRun) -> tuple[tuple[str, Table], ...]:
 
 def online_tables(run: StudyRun) -> tuple[tuple[str, Table], ...]:
     world, size = run.config["world"], run.config["size"]
-    return ((f"{world} of size {size} after {run.config['n_steps']} steps, greedy", online_table(run)),)
+    return (
+        (f"{world} of size {size} after {run.config['n_steps']:,} steps, greedy", online_table(run)),
+        ("While learning: greedy return per step, over all evaluations since the first update", learning_table(run)),
+    )
 
 
 def imagined_tables(run: StudyRun) -> tuple[tuple[str, Table], ...]:
