@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +59,9 @@ VALUE_HEAD_COLUMNS = {
     "beer/cosine": ("cosine", 3),
 }
 PER_CENT = ("beer/firing_rate", "beer/firing_rate_max")
+# What a mean cannot pass, so that its interval ends there.
+LIMITS = {"beer/firing_rate": (0.0, 1.0), "beer/cosine": (-1.0, 1.0), "q_error": (0.0, math.inf)}
+UNLIMITED = (-math.inf, math.inf)
 # Penalties that change nothing lie on one line; dashes let those below show.
 DASHES = ("-", (0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2)), (0, (1, 3)), (0, (9, 3)), (0, (4, 2, 1, 2, 1, 2)))
 
@@ -167,7 +171,8 @@ def _table(run: StudyRun, columns: Mapping[str, tuple[str, int]], where: Mapping
         cells = []
         for key, (_, digits) in columns.items():
             scale = 100 if key in PER_CENT else 1
-            cells.append(over_seeds([scale * x for x in run.numbers(key, method=method, **where)], digits))
+            numbers = [scale * x for x in run.numbers(key, method=method, **where)]
+            cells.append(over_seeds(numbers, digits, lowest=LIMITS.get(key, UNLIMITED)[0]))
         rows.append((method, *cells))
     return Table(("method", *(heading for heading, _ in columns.values())), tuple(rows))
 
@@ -181,9 +186,9 @@ def _panel(axes: Axes, by_method: Mapping[str, Mapping[int, Curves]], key: str) 
         axes.plot(steps, values.mean(axis=0), color=colour, linestyle=dashes, label=method)
         if len(values) > 1:
             ends = [seed_interval(values[:, place]) for place in range(len(steps))]
-            axes.fill_between(
-                steps, [end.low for end in ends], [end.high for end in ends], color=colour, alpha=0.15, linewidth=0
-            )
+            limits = LIMITS.get(key.removeprefix("eval_"), UNLIMITED)
+            low, high = np.clip([(end.low, end.high) for end in ends], *limits).T
+            axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def aligned(curves: Iterable[Curve]) -> tuple[np.ndarray, np.ndarray]:
