@@ -10,14 +10,15 @@ from posttrain.evaluation.study_files import read_study
 from posttrain.studies.beer.grid_config import BeerGridConfig
 from posttrain.studies.beer.grid_learner import GridLearner
 from posttrain.studies.beer.grid_study import run_beer_grid
-from posttrain.studies.beer.penalties import PenaltyName, make_penalty
+from posttrain.studies.beer.penalties import PenaltyName
 from posttrain.training.loop import LoopConfig, run_loop
+from tests.studies.plain_agents import plain_penalty
 
 CONFIG = BeerGridConfig(output_dir=Path("unused"), learning_rate=3e-3, discount=0.9, tau=0.05)
 
 
 def learner(name: PenaltyName, kind: GridReward = GridReward.COST, *, coef: float = 1e-3) -> GridLearner:
-    return GridLearner(grid_world(kind, size=4), CONFIG, make_penalty(name, coef=coef, discount=0.9), seed=0)
+    return GridLearner(grid_world(kind, size=4), CONFIG, plain_penalty(name, coef=coef, width=64), seed=0)
 
 
 @pytest.mark.parametrize("name", [PenaltyName.NONE, PenaltyName.BEER])
