@@ -41,7 +41,7 @@ class BeerConfig:
     )
     seeds: tuple[int, ...] = _option("One run of each method for each seed.", (0, 1, 2, 3, 4), "study")
     n_steps: int = _option(
-        "Steps of a run; each is one action, played action_repeat times, and mostly one update.", 10_000, "study"
+        "Steps of a run; each is one action, played action_repeat times. See update_every.", 10_000, "study"
     )
     action_repeat: int = _option("Times that each action is played; the paper's is 1.", 1, "study")
     n_processes: int = _option("Runs at a time, with one thread each.", 1, "study")
@@ -53,7 +53,7 @@ class BeerConfig:
     infer_coef: float = _option("Coefficient of InFeR; the paper's comparison does not say its own.", 0.1, "penalty")
     infer_heads: int = _option("InFeR: fixed random heads on the features.", 10, "penalty")
     infer_scale: float = _option(
-        "InFeR: what the heads' first values are multiplied by; 1 asks for no larger features.", 1.0, "penalty"
+        "InFeR: multiple of its first value that a head is held to; at 1 the penalty begins at 0.", 1.0, "penalty"
     )
     hidden_sizes: tuple[int, ...] = _option(
         "Layers of actor and critics; the paper's are 256, 256.", (64, 64), "agent"

@@ -40,7 +40,7 @@ class BeerGridConfig:
     infer_coef: float = _option("Coefficient of InFeR; the paper's comparison does not say its own.", 0.1, "penalty")
     infer_heads: int = _option("InFeR: fixed random heads on the features.", 10, "penalty")
     infer_scale: float = _option(
-        "InFeR: what the heads' first values are multiplied by; 1 asks for no larger features.", 1.0, "penalty"
+        "InFeR: multiple of its first value that a head is held to; at 1 the penalty begins at 0.", 1.0, "penalty"
     )
     hidden_sizes: tuple[int, ...] = _option("Layers of the critic.", (64, 64), "critic")
     learning_rate: float = _option("Of Adam.", 3e-4, "critic")
@@ -55,6 +55,8 @@ class BeerGridConfig:
     def __post_init__(self) -> None:
         if not 0 < self.discount < 1:
             raise ValueError(f"discount is {self.discount}, needs 0 < discount < 1: the bound divides by it")
+        if self.infer_heads < 1:
+            raise ValueError(f"infer_heads is {self.infer_heads}, needs 1 or more")
         for name in ("rewards", "penalties", "seeds"):
             given = getattr(self, name)
             if not given or len(set(given)) != len(given):

@@ -39,7 +39,7 @@ def run_beer(config: BeerConfig) -> Path:
 
     Raises ValueError for a task that does not exist, or whose actions are not of a method's kind.
     """
-    check_methods(config, environment(config))  # as a task that does not exist does, before any file
+    check_methods(config, environment(config))  # before any file
     begin_study(config.output_dir, "beer", config.settings())
     runs = [
         Run(config, method, seed)
