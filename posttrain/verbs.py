@@ -222,13 +222,13 @@ VERBS = (
     ),
     Verb(
         "control beer-grid",
-        "Train DQN with penalties on its critic's features (BEER, DR3) on grids with exact values, over seeds.",
+        "Train DQN with penalties on its features (BEER, DR3, InFeR) on grids with exact values, over seeds.",
         config="posttrain.studies.beer.grid_config:BeerGridConfig",
         function="posttrain.studies.beer.grid_study:run_beer_grid",
     ),
     Verb(
         "control beer",
-        "Train DDPG or TD3 with penalties on their critic's features (BEER, DR3) on a control task, over seeds.",
+        "Train DDPG, TD3 or DQN with penalties on their features (BEER, DR3, InFeR) on a control task, over seeds.",
         config="posttrain.studies.beer.config:BeerConfig",
         function="posttrain.studies.beer.run:run_beer",
     ),

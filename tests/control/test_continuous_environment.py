@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain.control.continuous.environment import Episode, Repeated, Step
+from posttrain.control.continuous.environment import ActionKind, Episode, Repeated, Step
 from posttrain.control.continuous.gymnasium_task import GymnasiumTask
 from posttrain.control.continuous.tasks import make_environment
 
@@ -15,9 +15,14 @@ def need_dm_control() -> None:
     pytest.importorskip("dm_control", reason="the control suite needs the extra `control`")
 
 
+def need_box2d() -> None:
+    pytest.importorskip("Box2D", reason="Lunar Lander needs the extra `control`")
+
+
 class Countdown:
     """Terminal after `reset`'s seed modulo 5 plus 1 steps; the observation is what is left."""
 
+    action_kind = ActionKind.CONTINUOUS
     n_observations, n_actions, n_steps = 1, 1, 100
 
     def reset(self, seed: int) -> np.ndarray:
@@ -49,10 +54,14 @@ def test_episode_tells_the_end_of_a_task_from_its_time_limit():
     assert all(is_over for outcome, is_over in ends if outcome.is_terminal)
 
 
-@pytest.mark.parametrize("task", ["Pendulum-v1", "cartpole-swingup", "finger-spin", "humanoid-stand"])
+@pytest.mark.parametrize(
+    "task", ["Pendulum-v1", "LunarLander-v3", "cartpole-swingup", "finger-spin", "humanoid-stand"]
+)
 def test_restored_episode_goes_on_bit_for_bit(task: str):
     if "-v" not in task:
         need_dm_control()
+    if task == "LunarLander-v3":
+        need_box2d()
     episode = Episode(make_environment(task), seed=7, n_steps=40)
     play(episode, 65, seed=0)  # 25 steps into the second episode
     state = episode.state()
@@ -103,9 +112,35 @@ def test_tasks_that_do_not_exist_are_refused_with_those_that_do():
         make_environment("pendulum")
 
 
-def test_discrete_actions_are_refused_with_the_fix():
-    with pytest.raises(ValueError, match=r"Discrete\(2\), needed a Box.*continuous=True"):
-        make_environment("CartPole-v1")
+def test_largest_entry_of_a_vector_is_the_choice_that_a_discrete_task_plays():
+    environment, plain = make_environment("CartPole-v1"), gymnasium.make("CartPole-v1")
+    assert (environment.action_kind, environment.n_actions, environment.n_steps) == ("discrete", 2, 500)
+    expected, _ = plain.reset(seed=5)
+    assert environment.reset(5).tolist() == expected.tolist()
+    for vector, choice in (([1.0, 0.0], 0), ([-0.5, -0.4], 1), ([0.0, 1.0], 1), ([0.3, 0.2], 0)):
+        expected, reward, is_terminal, _, _ = plain.step(choice)
+        outcome = environment.step(np.array(vector, np.float32))
+        assert (outcome.observation.tolist(), *outcome[1:]) == (expected.tolist(), reward, is_terminal)
+
+
+def test_choices_of_a_discrete_task_may_begin_above_zero():
+    class Recorder(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(0, 1, (1,))
+        action_space = gymnasium.spaces.Discrete(3, start=4)
+
+        def step(self, action: int):
+            return np.array([action], np.float32), 0.0, False, False, {}
+
+    environment = GymnasiumTask(Recorder(), n_steps=10)
+    played = [environment.step(row).observation.item() for row in np.eye(3, dtype=np.float32)]
+    assert played == [4, 5, 6]
+
+
+def test_other_kinds_of_actions_are_refused_with_the_fix():
+    environment = gymnasium.make("CartPole-v1")
+    environment.action_space = gymnasium.spaces.MultiDiscrete([2, 3])
+    with pytest.raises(ValueError, match=r"MultiDiscrete\(\[2 3\]\), needed a Box or a Discrete.*TransformAction"):
+        GymnasiumTask(environment, n_steps=10)
 
 
 def test_infinite_action_bounds_are_refused_with_the_fix():
@@ -120,6 +155,16 @@ def test_missing_package_is_named_with_its_install_command(monkeypatch, task: st
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"{package} is needed for this task: pip install 'posttrain\[control\]'"):
         make_environment(task)
+
+
+def test_missing_simulator_is_refused_with_the_install_command(monkeypatch):
+    for module in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    with pytest.raises(
+        ImportError, match=r"the simulator of LunarLander-v3 is needed .*: pip install 'posttrain\[control\]'; .*Box2D"
+    ):
+        make_environment("LunarLander-v3")
 
 
 def test_replayed_state_holds_tensors_and_numbers_alone():

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from posttrain.studies.beer.agents import Ddpg, Td3, Td3Config, climb
-from posttrain.studies.beer.penalties import PenaltyName, make_penalty
-from tests.studies.plain_agents import COMMON, flat, no_penalty
+from posttrain.studies.beer.penalties import PenaltyName
+from tests.studies.plain_agents import COMMON, flat, no_penalty, plain_penalty
 
 
 def smoothed(noise: float = 0.0, actor_every: int = 1) -> Td3Config:
@@ -99,7 +99,7 @@ def test_slow_copies_move_by_a_share_tau():
 @pytest.mark.parametrize("name", list(PenaltyName))
 def test_penalty_of_coefficient_zero_changes_no_weight(name: PenaltyName):
     agents = []
-    for penalty in (no_penalty, make_penalty(name, coef=0.0, discount=0.9)):
+    for penalty in (no_penalty, plain_penalty(name, coef=0.0)):
         torch.manual_seed(0)
         agents.append(Ddpg(3, 2, COMMON, penalty))
         for seed in range(3):
@@ -111,7 +111,7 @@ def test_penalty_of_coefficient_zero_changes_no_weight(name: PenaltyName):
 def test_each_penalty_changes_the_critic_in_its_own_way(name: PenaltyName):
     def weights(which: PenaltyName) -> list[object]:
         torch.manual_seed(0)
-        agent = Ddpg(3, 2, COMMON, make_penalty(which, coef=1.0, discount=0.9))
+        agent = Ddpg(3, 2, COMMON, plain_penalty(which, coef=1.0))
         for seed in range(3):
             agent.update(batch(seed=seed), torch.Generator())
         return flat(agent.critics.network.state_dict())

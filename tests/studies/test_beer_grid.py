@@ -10,14 +10,15 @@ from posttrain.evaluation.study_files import read_study
 from posttrain.studies.beer.grid_config import BeerGridConfig
 from posttrain.studies.beer.grid_learner import GridLearner
 from posttrain.studies.beer.grid_study import run_beer_grid
-from posttrain.studies.beer.penalties import PenaltyName, make_penalty
+from posttrain.studies.beer.penalties import PenaltyName
 from posttrain.training.loop import LoopConfig, run_loop
+from tests.studies.plain_agents import plain_penalty
 
 CONFIG = BeerGridConfig(output_dir=Path("unused"), learning_rate=3e-3, discount=0.9, tau=0.05)
 
 
 def learner(name: PenaltyName, kind: GridReward = GridReward.COST, *, coef: float = 1e-3) -> GridLearner:
-    return GridLearner(grid_world(kind, size=4), CONFIG, make_penalty(name, coef=coef, discount=0.9), seed=0)
+    return GridLearner(grid_world(kind, size=4), CONFIG, plain_penalty(name, coef=coef, width=64), seed=0)
 
 
 @pytest.mark.parametrize("name", [PenaltyName.NONE, PenaltyName.BEER])
@@ -58,8 +59,9 @@ def test_penalty_leaves_the_critic_alone_where_nothing_is_received():
     assert all(map(torch.equal, plain.critic.parameters, beer.critic.parameters))
 
 
-def test_stopped_run_goes_on_to_the_same_bits(tmp_path: Path):
-    whole, stopped, resumed = (learner(PenaltyName.RELEASED) for _ in range(3))
+@pytest.mark.parametrize("name", [PenaltyName.RELEASED, PenaltyName.INFER])
+def test_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, name: PenaltyName):
+    whole, stopped, resumed = (learner(name) for _ in range(3))
     expected = run_loop(whole, LoopConfig(tmp_path / "whole", 30), settings={})
     run_loop(stopped, LoopConfig(tmp_path / "stopped", 25, checkpoint_steps=20), settings={})
     found = run_loop(resumed, LoopConfig(tmp_path / "stopped", 30, checkpoint_steps=20), settings={})
@@ -93,5 +95,7 @@ def test_study_writes_a_result_and_a_curve_for_each_run_and_keeps_what_is_there(
 def test_settings_that_cannot_be_run_are_refused():
     with pytest.raises(ValueError, match=r"discount is 0\.0, needs 0 < discount < 1"):
         BeerGridConfig(output_dir=Path("run"), discount=0.0)
+    with pytest.raises(ValueError, match=r"infer_heads is 0, needs 1 or more"):
+        BeerGridConfig(output_dir=Path("run"), infer_heads=0)
     with pytest.raises(ValueError, match=r"seeds are \[1, 1\]: needed one or more, none of them twice"):
         BeerGridConfig(output_dir=Path("run"), seeds=(1, 1))

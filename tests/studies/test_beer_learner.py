@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain.control.continuous.environment import Environment, Step
+from posttrain.control.continuous.environment import ActionKind, Environment, Step
 from posttrain.studies.beer.agents import Ddpg
 from posttrain.studies.beer.config import BeerConfig, split_method
 from posttrain.studies.beer.learner import ControlLearner
 from posttrain.studies.beer.networks import Actor, Critic
 from posttrain.studies.beer.returns import cut, evaluate_episode, q_errors
-from posttrain.studies.beer.run import Run, make_learner
+from posttrain.studies.beer.run import Run, make_learner, run_beer
 from posttrain.training.loop import LoopConfig, run_loop
 from tests.studies.plain_agents import COMMON, flat, no_penalty
 
@@ -34,6 +34,7 @@ def small_learner(training: Environment, config: BeerConfig = CONFIG) -> Control
 class Corridor:
     """Position moves by the action; reward 1 a step; terminal beyond 3 where `ends`; limit of 5 steps."""
 
+    action_kind = ActionKind.CONTINUOUS
     n_observations, n_actions, n_steps = 1, 1, 5
 
     def __init__(self, *, ends: bool = False) -> None:
@@ -67,6 +68,13 @@ def test_terminal_steps_are_stored_as_ends():
     rows = learner.replay.rows(torch.arange(1))
     assert rows["is_terminal"].tolist() == [True]
     assert rows["next_observation"].item() == pytest.approx(3.9)
+
+
+def test_updates_come_every_few_steps_once_steps_are_not_random():
+    learner = small_learner(Corridor(), replace(CONFIG, update_every=3))
+    logged = [bool(learner.step(step)) for step in range(10)]
+    assert logged == [step in (6, 9) for step in range(10)]  # 0 and 3 are random
+    assert learner.agent.n_updates == 2
 
 
 def test_agent_sees_the_mapped_reward_and_the_return_is_the_tasks():
@@ -139,11 +147,19 @@ def config_for(task: str, tmp_path: Path) -> BeerConfig:
 
 @pytest.mark.parametrize(
     ("task", "method"),
-    [("cartpole-swingup", "ddpg_released"), ("finger-spin", "td3_beer"), ("Pendulum-v1", "ddpg_dr3")],
+    [
+        ("cartpole-swingup", "ddpg_released"),
+        ("finger-spin", "td3_beer"),
+        ("Pendulum-v1", "ddpg_dr3"),
+        ("CartPole-v1", "dqn_infer"),
+        ("LunarLander-v3", "dqn_released"),
+    ],
 )
 def test_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, task: str, method: str):
     if "-v" not in task:
         pytest.importorskip("dm_control", reason="the control suite needs the extra `control`")
+    if task == "LunarLander-v3":
+        pytest.importorskip("Box2D", reason="Lunar Lander needs the extra `control`")
     run = Run(config_for(task, tmp_path), method, 3)
     whole = make_learner(run)
     expected = run_loop(whole, LoopConfig(tmp_path / "whole", 60), settings={})
@@ -159,12 +175,13 @@ def test_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, task: str, method:
 
 # Configs
 def test_methods_are_an_algorithm_and_a_penalty():
-    assert [split_method(method) for method in ("ddpg", "td3_beer", "ddpg_dr3")] == [
+    assert [split_method(method) for method in ("ddpg", "td3_beer", "ddpg_dr3", "dqn_infer")] == [
         ("ddpg", "none"),
         ("td3", "beer"),
         ("ddpg", "dr3"),
+        ("dqn", "infer"),
     ]
-    with pytest.raises(ValueError, match=r"method is 'sac_beer', needed ddpg or td3, alone or with _beer, _hinge"):
+    with pytest.raises(ValueError, match=r"method is 'sac_beer', needed ddpg, td3, dqn, alone or with _beer, _hinge"):
         BeerConfig(output_dir=Path("run"), methods=("sac_beer",))
 
 
@@ -174,8 +191,37 @@ def test_methods_are_an_algorithm_and_a_penalty():
         ("discount", 1.0, "discount is 1.0, needs 0 < discount < 1"),
         ("seeds", (0, 0), "no seed twice"),
         ("n_random_steps", 0, "n_random_steps is 0, needs 1 or more"),
+        ("update_every", 0, "update_every is 0, needs 1 or more"),
+        ("infer_heads", 0, "infer_heads is 0, needs 1 or more"),
     ],
 )
 def test_settings_that_cannot_be_run_are_refused(field: str, value: object, message: str):
     with pytest.raises(ValueError, match=message):
         BeerConfig(output_dir=Path("run"), **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "message"),
+    [
+        (
+            "CartPole-v1",
+            "td3_beer",
+            "method td3_beer is for continuous actions, and those of CartPole-v1 are discrete: give --methods dqn, or "
+            "a --task such as Pendulum-v1",
+        ),
+        (
+            "Pendulum-v1",
+            "dqn",
+            "method dqn is for discrete actions, and those of Pendulum-v1 are continuous: give --methods ddpg or td3, "
+            "or a --task such as LunarLander-v3",
+        ),
+    ],
+)
+def test_method_for_another_kind_of_actions_is_refused_before_any_file(
+    tmp_path: Path, task: str, method: str, message: str
+):
+    pytest.importorskip("gymnasium", reason="the tasks of gymnasium need it")
+    config = replace(config_for(task, tmp_path / "run"), methods=(method,))
+    with pytest.raises(ValueError, match=message):
+        run_beer(config)
+    assert not (tmp_path / "run").exists()

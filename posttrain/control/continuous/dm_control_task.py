@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from posttrain.control.continuous.environment import Step
+from posttrain.control.continuous.environment import ActionKind, Step
 
 EPISODE_STEPS = 1000  # of every task of the suite's benchmark; rewards are in [0, 1]
 INSTALL = "dm_control is needed for this task: pip install 'posttrain[control]'"
@@ -17,6 +17,7 @@ INSTALL = "dm_control is needed for this task: pip install 'posttrain[control]'"
 class DmControlTask:
     """One task of the suite; the observation is the concatenation of the suite's parts, in its order."""
 
+    action_kind = ActionKind.CONTINUOUS
     n_steps = EPISODE_STEPS
 
     def __init__(self, domain: str, task: str) -> None:

@@ -1,13 +1,19 @@
-"""What an agent with continuous actions plays: one small interface, and episodes that can be put back in place."""
+"""What an agent plays: one small interface of vectors, and episodes that can be put back in place."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+
+class ActionKind(StrEnum):
+    CONTINUOUS = "continuous"  # any vector in [-1, 1], whatever the task's bounds are
+    DISCRETE = "discrete"  # an entry for each choice, of which the largest is played; agents give one-hot ones
 
 
 class Step(NamedTuple):
@@ -19,10 +25,11 @@ class Step(NamedTuple):
 
 
 class Environment(Protocol):
-    """A task without a time limit of its own; actions are in [-1, 1] whatever the task's bounds are."""
+    """A task without a time limit of its own, whose actions are vectors of one kind."""
 
+    action_kind: ActionKind
     n_observations: int
-    n_actions: int
+    n_actions: int  # entries of an action
     n_steps: int  # the time limit that belongs to the task, in steps
 
     def reset(self, seed: int) -> NDArray[np.float32]:
@@ -30,7 +37,7 @@ class Environment(Protocol):
         ...
 
     def step(self, action: NDArray[np.float32]) -> Step:
-        """Play one action, [n_actions] in [-1, 1]."""
+        """Play one action, [n_actions] of the task's kind."""
         ...
 
 
@@ -43,6 +50,7 @@ class Repeated:
                 f"{n_repeats} repeats of each action: needed a divisor of the time limit, {environment.n_steps} steps"
             )
         self.environment, self.n_repeats = environment, n_repeats
+        self.action_kind = environment.action_kind
         self.n_observations, self.n_actions = environment.n_observations, environment.n_actions
         self.n_steps = environment.n_steps // n_repeats
 

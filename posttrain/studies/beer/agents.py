@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,14 +17,15 @@ from posttrain.losses.representation import FeatureValues
 from posttrain.losses.td import TransitionValues, td_squared
 from posttrain.losses.term import Counts, total
 from posttrain.studies.beer.networks import Actor, Critic, Critics, Trained
-from posttrain.studies.beer.penalties import Penalty, means
+from posttrain.studies.beer.penalties import Passes, Penalty, means
+from posttrain.studies.beer.returns import Policy
 
 Batch = Mapping[str, Tensor]  # observation, action, reward, next_observation, is_terminal: [N, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """What DDPG and TD3 have in common."""
+    """What DDPG, TD3 and DQN have in common."""
 
     hidden_sizes: Sequence[int]  # of actor and critics
     learning_rate: float  # of all networks
@@ -39,24 +39,19 @@ class Ddpg:
     def __init__(self, n_observations: int, n_actions: int, config: AgentConfig, penalty: Penalty) -> None:
         self.config, self.penalty = config, penalty
         self.actor = _actor(n_observations, n_actions, config)
-        self.critics = _critics(1, n_observations + n_actions, config)
+        self.critics = make_critics(1, n_observations + n_actions, config)
+        self.policy, self.slow_policy = self.actor.network, self.actor.slow
         self.n_updates = 0
 
     def update(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """One step of the critic, one of the actor; numbers for the log."""
-        numbers = self._update_critic(batch)
+        target = slow_target(self.critics, self.slow_policy, batch)
+        numbers = update_critics(self.critics, self.policy, batch, target, self.config.discount, self.penalty)
         climb(self.actor, self.critics.network.each[0], batch["observation"])
         for trained in (self.actor, self.critics):
             trained.follow(tau=self.config.tau)
         self.n_updates += 1
         return numbers
-
-    def _update_critic(self, batch: Batch) -> dict[str, Tensor]:
-        [slow] = self.critics.slow.each
-        with torch.no_grad():
-            next_phi = slow.features(batch["next_observation"], self.actor.slow(batch["next_observation"]))
-            target = Target(slow.value(next_phi), (next_phi,))
-        return update_critics(self.critics, self.actor, batch, target, self.config.discount, self.penalty)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -90,7 +85,8 @@ class Td3:
     ) -> None:
         self.config, self.more, self.penalty = config, more, penalty
         self.actor = _actor(n_observations, n_actions, config)
-        self.critics = _critics(2, n_observations + n_actions, config)
+        self.critics = make_critics(2, n_observations + n_actions, config)
+        self.policy, self.slow_policy = self.actor.network, self.actor.slow
         self.n_updates = 0
 
     def update(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
@@ -112,7 +108,7 @@ class Td3:
             next_phis = tuple(slow.features(batch["next_observation"], action) for slow in self.critics.slow.each)
             values = [slow.value(phi) for slow, phi in zip(self.critics.slow.each, next_phis, strict=True)]
             target = Target(torch.minimum(*values), next_phis)
-        return update_critics(self.critics, self.actor, batch, target, self.config.discount, self.penalty)
+        return update_critics(self.critics, self.policy, batch, target, self.config.discount, self.penalty)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -132,6 +128,14 @@ class Target(NamedTuple):
     next_phis: tuple[Tensor, ...]  # [N, D] of each critic
 
 
+@torch.no_grad()
+def slow_target(critics: Trained[Critics], slow_policy: Policy, batch: Batch) -> Target:
+    """By the slow copy of the only critic, at the actions of the slow policy."""
+    [slow] = critics.slow.each
+    next_phi = slow.features(batch["next_observation"], slow_policy(batch["next_observation"]))
+    return Target(slow.value(next_phi), (next_phi,))
+
+
 def climb(actor: Trained[Actor], critic: Critic, observation: Tensor) -> None:
     """One step of the actor up the critic, which gets no gradient."""
     actor.descend(-critic.value(critic.features(observation, actor.network(observation))).mean())
@@ -139,7 +143,7 @@ def climb(actor: Trained[Actor], critic: Critic, observation: Tensor) -> None:
 
 def update_critics(
     critics: Trained[Critics],
-    actor: Trained[Actor],
+    policy: Policy,
     batch: Batch,
     target: Target,
     discount: float,
@@ -150,12 +154,11 @@ def update_critics(
     Critics share no weight, so that one step on the sum of their losses is a step of each.
     """
     losses, numbers = [], []
-    for critic, next_phi in zip(critics.network.each, target.next_phis, strict=True):
+    for critic, first, next_phi in zip(critics.network.each, critics.first.each, target.next_phis, strict=True):
         features = feature_values(critic, batch, next_phi, discount)
         q = critic.value(features.phi)
         values = TransitionValues(q, features.inflow, features.carry, target.next_q, torch.ones_like(q))
-        online = partial(_online_next_features, critic, actor.network, batch)
-        terms = (*td_squared(values), *penalty(features, online))
+        terms = (*td_squared(values), *penalty(features, _passes(critic, first, policy, batch)))
         # A batch of terminal rows alone has no segment; its penalty is 0, over whatever count.
         counts: Counts = {"transition": len(q), "segment": max(1, int((features.carry > 0).sum()))}
         losses.append(total(terms, counts))
@@ -164,9 +167,12 @@ def update_critics(
     return numbers[0]
 
 
-@torch.no_grad()
-def _online_next_features(critic: Critic, actor: Actor, batch: Batch) -> Tensor:
-    return critic.features(batch["next_observation"], actor(batch["next_observation"]))
+def _passes(critic: Critic, first: Critic, policy: Policy, batch: Batch) -> Passes:
+    @torch.no_grad()
+    def online_next_phi() -> Tensor:
+        return critic.features(batch["next_observation"], policy(batch["next_observation"]))
+
+    return Passes(online_next_phi, lambda: first.features(batch["observation"], batch["action"]))
 
 
 def feature_values(critic: Critic, batch: Batch, next_phi: Tensor, discount: float) -> FeatureValues:
@@ -181,5 +187,6 @@ def _actor(n_observations: int, n_actions: int, config: AgentConfig) -> Trained[
     return Trained(Actor(n_observations, n_actions, config.hidden_sizes), learning_rate=config.learning_rate)
 
 
-def _critics(n: int, n_inputs: int, config: AgentConfig) -> Trained[Critics]:
+def make_critics(n: int, n_inputs: int, config: AgentConfig) -> Trained[Critics]:
+    """n critics of inputs (observation, action), with their slow copies."""
     return Trained(Critics(n, n_inputs, config.hidden_sizes), learning_rate=config.learning_rate)

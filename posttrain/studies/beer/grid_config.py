@@ -26,7 +26,7 @@ class BeerGridConfig:
         "study",
     )
     penalties: tuple[PenaltyName, ...] = _option(
-        "none is plain DQN; beer, hinge, released, dr3.",
+        "none is plain DQN; beer, hinge, released, dr3, infer.",
         (PenaltyName.NONE, PenaltyName.BEER, PenaltyName.RELEASED, PenaltyName.DR3),
         "study",
     )
@@ -37,6 +37,11 @@ class BeerGridConfig:
     eval_steps: int = _option("Updates between evaluations over all pairs.", 250, "study")
     penalty_coef: float = _option("Coefficient of BEER in all its forms; the paper's is 1e-3.", 1e-3, "penalty")
     dr3_coef: float = _option("Coefficient of DR3.", 1e-3, "penalty")
+    infer_coef: float = _option("Coefficient of InFeR; the paper's comparison does not say its own.", 0.1, "penalty")
+    infer_heads: int = _option("InFeR: fixed random heads on the features.", 10, "penalty")
+    infer_scale: float = _option(
+        "InFeR: multiple of its first value that a head is held to; at 1 the penalty begins at 0.", 1.0, "penalty"
+    )
     hidden_sizes: tuple[int, ...] = _option("Layers of the critic.", (64, 64), "critic")
     learning_rate: float = _option("Of Adam.", 3e-4, "critic")
     discount: float = _option("Of the return, per move.", 0.99, "critic")
@@ -50,6 +55,8 @@ class BeerGridConfig:
     def __post_init__(self) -> None:
         if not 0 < self.discount < 1:
             raise ValueError(f"discount is {self.discount}, needs 0 < discount < 1: the bound divides by it")
+        if self.infer_heads < 1:
+            raise ValueError(f"infer_heads is {self.infer_heads}, needs 1 or more")
         for name in ("rewards", "penalties", "seeds"):
             given = getattr(self, name)
             if not given or len(set(given)) != len(given):

@@ -15,7 +15,7 @@ from posttrain.losses.td import TransitionValues, td_squared
 from posttrain.losses.term import total
 from posttrain.studies.beer.grid_config import BeerGridConfig
 from posttrain.studies.beer.networks import Critic, Trained
-from posttrain.studies.beer.penalties import Penalty, means
+from posttrain.studies.beer.penalties import Passes, Penalty, means
 
 
 class GridLearner:
@@ -41,7 +41,10 @@ class GridLearner:
         features = self._features(pair, next_phi)
         q = self.critic.network.value(features.phi)
         values = TransitionValues(q, features.inflow, features.carry, next_q, torch.ones_like(q))
-        terms = (*td_squared(values), *self.penalty(features, lambda: self._next(self.critic.network, pair)[0]))
+        passes = Passes(
+            lambda: self._next(self.critic.network, pair)[0], lambda: self.critic.first.features(self.pairs[pair])
+        )
+        terms = (*td_squared(values), *self.penalty(features, passes))
         counts = {"transition": len(q), "segment": max(1, int((features.carry > 0).sum()))}
         self.critic.descend(total(terms, counts))
         self.critic.follow(tau=self.config.tau)

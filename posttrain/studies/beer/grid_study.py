@@ -10,7 +10,7 @@ from posttrain.control.continuous.grid import GridReward, grid_world
 from posttrain.evaluation.study_files import append_result, begin_study, is_done, run_dir
 from posttrain.studies.beer.grid_config import BeerGridConfig
 from posttrain.studies.beer.grid_learner import GridLearner
-from posttrain.studies.beer.penalties import PenaltyName, make_penalty
+from posttrain.studies.beer.penalties import PenaltyName, penalty_of
 from posttrain.training.jobs import run_jobs
 from posttrain.training.loop import LoopConfig, run_loop
 
@@ -49,8 +49,7 @@ def run_beer_grid(config: BeerGridConfig) -> Path:
 def train(run: GridRun) -> None:
     """Train one critic and add its last evaluation to results.jsonl."""
     config = run.config
-    coef = config.dr3_coef if run.penalty is PenaltyName.DR3 else config.penalty_coef
-    penalty = make_penalty(run.penalty, coef=coef, discount=config.discount)
+    penalty = penalty_of(run.penalty, config, seed=run.seed)
     learner = GridLearner(grid_world(run.reward), config, penalty, seed=run.seed)
     folder = run_dir(config.output_dir, f"{run.reward}/{run.method}", run.seed)
     loop = LoopConfig(folder, config.n_updates, logging_steps=config.logging_steps, eval_steps=config.eval_steps)

@@ -1,4 +1,4 @@
-"""The learner of continuous control: acting with noise, replay, updates of an agent, evaluation."""
+"""The learner of control tasks: acting with exploration, replay, updates of an agent, evaluation."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from posttrain.control.replay import Replay
 from posttrain.losses.representation import beer_hinge
 from posttrain.studies.beer.agents import feature_values
 from posttrain.studies.beer.config import BeerConfig
-from posttrain.studies.beer.networks import Actor, Critics, Trained
+from posttrain.studies.beer.exploration import make_exploration
+from posttrain.studies.beer.networks import Critics, Trained
 from posttrain.studies.beer.penalties import means
-from posttrain.studies.beer.returns import evaluate_episode, q_errors
+from posttrain.studies.beer.returns import Policy, evaluate_episode, q_errors
 
 # Parts of the seed: training and evaluation episodes never begin alike.
 TRAINING, EVALUATION = 0, 1
 
 
 class Agent(Protocol):
-    """What DDPG and TD3 look like from here."""
+    """What DDPG, TD3 and DQN look like from here."""
 
-    actor: Trained[Actor]
+    policy: Policy  # of the networks that are trained, without exploration
+    slow_policy: Policy  # of their slow copies
     critics: Trained[Critics]  # of which the first is measured
     n_updates: int
 
@@ -39,7 +41,7 @@ class Agent(Protocol):
 
 
 class ControlLearner:
-    """One environment step and one update at a time, as training.loop asks."""
+    """One environment step at a time, and its update, as training.loop asks."""
 
     def __init__(
         self, agent: Agent, training: Environment, evaluation: Environment, config: BeerConfig, *, seed: int
@@ -47,13 +49,14 @@ class ControlLearner:
         self.agent, self.evaluation, self.config, self.seed = agent, evaluation, config, seed
         self.episode = Episode(training, seed=reset_seed(seed, TRAINING), n_steps=training.n_steps)
         self.replay = Replay(config.replay_capacity)
+        self.exploration = make_exploration(training.action_kind, config.exploration)
         self.generator = Generator().manual_seed(seed)
 
     def step(self, step: int) -> Mapping[str, Tensor]:
-        """Play one action; from the first step that is not random on, one update."""
+        """Play one action; from the first step that is not random on, one update every `update_every` steps."""
         observation = self.episode.observation
         is_random = step < self.config.n_random_steps
-        action = self._random_action() if is_random else self._noisy_action(observation)
+        action = self._random_action() if is_random else self._exploring_action(observation)
         outcome, _ = self.episode.step(action)
         reward = self.config.reward_scale * (outcome.reward + self.config.reward_shift)
         row = {"observation": observation, "action": action, "next_observation": outcome.observation}
@@ -64,13 +67,13 @@ class ControlLearner:
                 "is_terminal": torch.tensor([outcome.is_terminal]),
             }
         )
-        if is_random:
+        if is_random or step % self.config.update_every:
             return {}
         return self.agent.update(self.replay.sample(self.config.batch_size, self.generator), self.generator)
 
     @torch.no_grad()
     def evaluate(self) -> Mapping[str, float]:
-        """Return of the actor without noise, how far Q is from what follows, and the rank of the features.
+        """Return of the policy without exploration, how far Q is from what follows, and the rank of the features.
 
         The episodes' first states differ from one evaluation to the next.
         """
@@ -78,7 +81,7 @@ class ControlLearner:
         episodes = [
             evaluate_episode(
                 self.evaluation,
-                self.agent.actor.network,
+                self.agent.policy,
                 seed=reset_seed(self.seed, EVALUATION, self.agent.n_updates, number),
                 discount=config.discount,
             )
@@ -105,24 +108,21 @@ class ControlLearner:
         self.generator.set_state(state["generator"])
 
     def _random_action(self) -> NDArray[np.float32]:
-        n_actions = self.episode.environment.n_actions
-        return (2 * torch.rand(n_actions, generator=self.generator) - 1).numpy()
+        return self.exploration.random(self.episode.environment.n_actions, self.generator).numpy()
 
     @torch.no_grad()
-    def _noisy_action(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
-        action = self.agent.actor.network(torch.from_numpy(observation))
-        noise = self.config.exploration * torch.randn(action.shape, generator=self.generator)
-        return (action + noise).clamp(-1, 1).numpy()
+    def _exploring_action(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self.exploration.disturb(self.agent.policy(torch.from_numpy(observation)), self.generator).numpy()
 
     def _representation(self) -> dict[str, float]:
         """Ranks of the critic's features and BEER's bound on transitions from the replay, whatever the penalty is.
 
         The draw leaves the learner's generator alone.
         """
-        config, actor, critics = self.config, self.agent.actor, self.agent.critics
+        config, critics = self.config, self.agent.critics
         drawn = self.replay.sample(config.rank_samples, Generator().manual_seed(self.seed))
         next_observation = drawn["next_observation"]
-        next_phi = critics.slow.each[0].features(next_observation, actor.slow(next_observation))
+        next_phi = critics.slow.each[0].features(next_observation, self.agent.slow_policy(next_observation))
         features = feature_values(critics.network.each[0], drawn, next_phi, config.discount)
         measured = beer_hinge(features, coef=0.0, unit="segment")
         n_segments = max(1, int((features.carry > 0).sum()))

@@ -1,4 +1,4 @@
-"""Actor and critic of continuous control, with their slow copies and optimisers."""
+"""Actor and critic, with their copies and optimisers."""
 
 from __future__ import annotations
 
@@ -60,11 +60,12 @@ class Critics(nn.Module):
 
 
 class Trained(Generic[Network]):
-    """A network, or several that are trained together, with the slow copy and the optimiser."""
+    """A network, or several that are trained together, with a slow copy, its first weights and the optimiser."""
 
     def __init__(self, network: Network, *, learning_rate: float) -> None:
         self.network = network
         self.slow = copy.deepcopy(network).requires_grad_(False)
+        self.first = copy.deepcopy(self.slow)
         self.parameters, self.slow_parameters = list(network.parameters()), list(self.slow.parameters())
         self.optimizer = Adam(self.parameters, lr=learning_rate, fused=True)
 
@@ -86,6 +87,7 @@ class Trained(Generic[Network]):
         return {
             "network": self.network.state_dict(),
             "slow": self.slow.state_dict(),
+            "first": self.first.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -93,4 +95,5 @@ class Trained(Generic[Network]):
         """Go back to what `state` returned."""
         self.network.load_state_dict(state["network"])
         self.slow.load_state_dict(state["slow"])
+        self.first.load_state_dict(state["first"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,9 +1,9 @@
-"""What a deterministic actor really gets, from every state that it visits, beside what its critic says."""
+"""What a deterministic policy really gets, from every state that it visits, beside what its critic says."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from posttrain.control.continuous.environment import Environment
-from posttrain.studies.beer.networks import Actor, Critic
+from posttrain.studies.beer.networks import Critic
 
+Policy = Callable[[Tensor], Tensor]  # observations [..., n_observations] to actions [..., n_actions]
 TAIL = 0.01  # what is left of a reward's weight where a discounted sum is cut
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """An episode of the actor without noise, played beyond its time limit for the sake of the discounted sums."""
+    """An episode of the policy without exploration, played beyond its time limit for the discounted sums."""
 
     total: float  # undiscounted sum of the task's rewards up to the time limit
     observation: Tensor  # [N, n_observations] the states whose returns are known
@@ -28,7 +29,7 @@ class Evaluated:
     mass: Tensor  # [N] Σ_k γ^k over the same steps
 
 
-def evaluate_episode(environment: Environment, actor: Actor, *, seed: int, discount: float) -> Evaluated:
+def evaluate_episode(environment: Environment, policy: Policy, *, seed: int, discount: float) -> Evaluated:
     """Play one episode and, past its time limit, as long as the sums of its last states need.
 
     The task itself has no time limit for the critic, which bootstraps through it; so the sums go on too. They are cut
@@ -39,7 +40,7 @@ def evaluate_episode(environment: Environment, actor: Actor, *, seed: int, disco
     observations, actions, rewards = [], [], []
     is_terminal = False
     while not is_terminal and len(rewards) < environment.n_steps + horizon:
-        action = actor(torch.from_numpy(observation)).numpy()
+        action = policy(torch.from_numpy(observation)).numpy()
         observations.append(observation)
         actions.append(action)
         observation, reward, is_terminal = environment.step(action)
@@ -64,7 +65,7 @@ def q_errors(
 ) -> dict[str, float]:
     """Mean of |Q − G| and of Q − G over all visited states, G the discounted sum of rewards as the agent sees them.
 
-    G is that of the state's own episode: one sample, which is exact where task and actor are deterministic.
+    G is that of the state's own episode: one sample, which is exact where task and policy are deterministic.
     """
     differences = []
     for episode in episodes:

@@ -1,21 +1,25 @@
-"""`posttrain control beer`: methods x seeds on one task of continuous control."""
+"""`posttrain control beer`: methods x seeds on one control task."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from posttrain.control.continuous.environment import Environment, Repeated
+from posttrain.control.continuous.environment import ActionKind, Environment, Repeated
 from posttrain.control.continuous.tasks import make_environment
 from posttrain.evaluation.study_files import append_result, begin_study, is_done, run_dir
 from posttrain.studies.beer.agents import AgentConfig, Ddpg, Td3, Td3Config
 from posttrain.studies.beer.config import Algorithm, BeerConfig, split_method
-from posttrain.studies.beer.learner import ControlLearner
-from posttrain.studies.beer.penalties import PenaltyName, make_penalty
+from posttrain.studies.beer.dqn import Dqn
+from posttrain.studies.beer.learner import Agent, ControlLearner
+from posttrain.studies.beer.penalties import penalty_of
 from posttrain.training.jobs import run_jobs
 from posttrain.training.loop import LoopConfig, run_loop
+
+EXAMPLES = {ActionKind.CONTINUOUS: "Pendulum-v1", ActionKind.DISCRETE: "LunarLander-v3"}
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,11 @@ class Run:
 
 
 def run_beer(config: BeerConfig) -> Path:
-    """Train every method with every seed; returns the run folder. Runs whose result is on file are not run again."""
-    environment(config)  # a task that does not exist stops here, before any file
+    """Train every method with every seed; returns the run folder. Runs whose result is on file are not run again.
+
+    Raises ValueError for a task that does not exist, or whose actions are not of a method's kind.
+    """
+    check_methods(config, environment(config))  # before any file
     begin_study(config.output_dir, "beer", config.settings())
     runs = [
         Run(config, method, seed)
@@ -65,16 +72,28 @@ def make_learner(run: Run) -> ControlLearner:
     torch.manual_seed(run.seed)  # of the networks' initialisation alone
     training, evaluation = environment(config), environment(config)
     algorithm, name = split_method(run.method)
-    coef = config.dr3_coef if name is PenaltyName.DR3 else config.penalty_coef
-    penalty = make_penalty(name, coef=coef, discount=config.discount)
+    penalty = penalty_of(name, config, seed=run.seed)
     common = AgentConfig(config.hidden_sizes, config.learning_rate, config.discount, config.tau)
     sizes = (training.n_observations, training.n_actions)
-    if algorithm is Algorithm.DDPG:
-        agent = Ddpg(*sizes, common, penalty)
-    else:
-        more = Td3Config(config.target_noise, config.noise_clip, config.actor_every)
-        agent = Td3(*sizes, common, more, penalty)
-    return ControlLearner(agent, training, evaluation, config, seed=run.seed)
+    smoothing = Td3Config(config.target_noise, config.noise_clip, config.actor_every)
+    agents: dict[Algorithm, Callable[[], Agent]] = {
+        Algorithm.DDPG: lambda: Ddpg(*sizes, common, penalty),
+        Algorithm.TD3: lambda: Td3(*sizes, common, smoothing, penalty),
+        Algorithm.DQN: lambda: Dqn(*sizes, common, penalty),
+    }
+    return ControlLearner(agents[algorithm](), training, evaluation, config, seed=run.seed)
+
+
+def check_methods(config: BeerConfig, task: Environment) -> None:
+    """Raises ValueError, with the fix, when a method's actions are of another kind than the task's."""
+    for method in config.methods:
+        kind = split_method(method)[0].action_kind
+        if kind is not task.action_kind:
+            fitting = " or ".join(algorithm for algorithm in Algorithm if algorithm.action_kind is task.action_kind)
+            raise ValueError(
+                f"method {method} is for {kind} actions, and those of {config.task} are {task.action_kind}: give "
+                f"--methods {fitting}, or a --task such as {EXAMPLES[kind]}"
+            )
 
 
 def environment(config: BeerConfig) -> Environment:
