@@ -60,7 +60,12 @@ VALUE_HEAD_COLUMNS = {
 }
 PER_CENT = ("beer/firing_rate", "beer/firing_rate_max")
 # What a mean cannot pass, so that its interval ends there.
-LIMITS = {"beer/firing_rate": (0.0, 1.0), "beer/cosine": (-1.0, 1.0), "q_error": (0.0, math.inf)}
+LIMITS = {
+    "beer/firing_rate": (0.0, 1.0),
+    "beer/firing_rate_max": (0.0, 1.0),
+    "beer/cosine": (-1.0, 1.0),
+    "q_error": (0.0, math.inf),
+}
 UNLIMITED = (-math.inf, math.inf)
 # Penalties that change nothing lie on one line; dashes let those below show.
 DASHES = ("-", (0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2)), (0, (1, 3)), (0, (9, 3)), (0, (4, 2, 1, 2, 1, 2)))
