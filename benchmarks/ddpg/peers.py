@@ -1,42 +1,61 @@
-"""The same agents by this library and by stable-baselines3: same sizes, same settings, same task."""
+"""The same agents by this library and by stable-baselines3: same sizes, same settings, same tasks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from posttrain.studies.beer.agents import Ddpg, Td3
 from posttrain.studies.beer.config import BeerConfig
 from posttrain.studies.beer.learner import ControlLearner
 from posttrain.studies.beer.run import Run, make_learner
+from posttrain.studies.beer.run import environment as environment_of
 
-TASK = "Pendulum-v1"
 N_RANDOM = 1000
 
 
 @dataclass(frozen=True)
+class Task:
+    """What is played, by the options of `posttrain control beer`."""
+
+    task: str
+    action_repeat: int = 1
+    reward_scale: float = 1.0
+    exploration: float = 0.1
+
+
+PENDULUM = Task("Pendulum-v1")
+WALKER = Task("walker-walk", action_repeat=4, reward_scale=0.25, exploration=0.2)  # as recipes/beer/walker_walk.yaml
+
+
+@dataclass(frozen=True)
 class Case:
-    """An algorithm with its networks."""
+    """An algorithm with its networks, and its task."""
 
     algorithm: str  # "ddpg", "td3"
     width: int  # of both hidden layers of every network
     batch_size: int
+    task: Task = PENDULUM
 
 
-def our_learner(case: Case, *, seed: int) -> ControlLearner:
-    """Without a penalty."""
-    config = BeerConfig(
+def our_config(case: Case) -> BeerConfig:
+    return BeerConfig(
         output_dir=Path("unused"),
-        task=TASK,
         hidden_sizes=(case.width, case.width),
         batch_size=case.batch_size,
         n_random_steps=N_RANDOM,
         replay_capacity=50_000,
+        **asdict(case.task),
     )
-    return make_learner(Run(config, case.algorithm, seed))
+
+
+def our_learner(case: Case, *, seed: int) -> ControlLearner:
+    """Without a penalty."""
+    return make_learner(Run(our_config(case), case.algorithm, seed))
 
 
 def sb3_model(case: Case, *, seed: int) -> Any:
@@ -45,8 +64,13 @@ def sb3_model(case: Case, *, seed: int) -> Any:
     from stable_baselines3 import DDPG, TD3
     from stable_baselines3.common.noise import NormalActionNoise
 
-    ours = BeerConfig(output_dir=Path("unused"))
-    environment = gymnasium.make(TASK)
+    from benchmarks.ddpg.as_gymnasium import AsGymnasium
+
+    ours = our_config(case)
+    if case.task == PENDULUM:
+        environment = gymnasium.make(ours.task)
+    else:
+        environment = AsGymnasium(environment_of(ours), reward_scale=ours.reward_scale)
     n_actions = environment.action_space.shape[0]
     more = {
         "ddpg": {},
@@ -79,6 +103,8 @@ def sb3_model(case: Case, *, seed: int) -> Any:
 def copy_weights(model: Any, learner: ControlLearner) -> None:
     """Give our agent the weights of stable-baselines3's, slow copies included."""
     agent = learner.agent
+    if not isinstance(agent, Ddpg | Td3):
+        raise TypeError(f"the agent is a {type(agent).__name__}, needed one with an actor")
     pairs = [(model.actor.mu, agent.actor.network), (model.actor_target.mu, agent.actor.slow)]
     pairs += zip(model.critic.q_networks, agent.critics.network.each, strict=True)
     pairs += zip(model.critic_target.q_networks, agent.critics.slow.each, strict=True)
