@@ -81,6 +81,7 @@ def draw(run: StudyRun, output: Path) -> tuple[Section, ...]:
         for axes, (key, label) in zip(grid.flat, CONTROL_PANELS, strict=True):
             _panel(axes, {method: run.curves.get(method, {}) for method in methods}, key)
             axes.set(xlabel="steps", ylabel=label)
+            axes.locator_params(axis="x", nbins=5)
         grid[1, 1].axhline(1, color=INK, linewidth=0.8, linestyle=":")
         legend_of_all(grid[0, 0], n_columns=len(methods))
     shown = picture(
