@@ -255,7 +255,7 @@ def _curves(run: StudyRun, output: Path, panels: Sequence[tuple[str, str]], x_la
             axes.set_title(title)
             axes.set_xlabel(x_label)
         grid[0, 0].set_ylabel("return per step")
-        legend_of_all(grid[0, 0], n_columns=4)
+        legend_of_all(grid[0, 0], n_columns=1 if len(panels) == 1 else 4)
     caption = "Greedy return per step of an episode while learning: means over seeds with 95 % intervals."
     return (("curves", "While learning", picture(path, alt="Learning curves", caption=caption)),)
 
