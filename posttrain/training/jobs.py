@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from threading import Thread
 from typing import TypeVar
 
 import torch
@@ -57,5 +58,14 @@ def _run_here(function: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Re
 
 
 def _start_worker() -> None:
+    Thread(target=_end_with_the_command, daemon=True).start()
     torch.set_num_threads(1)
     os.environ["TQDM_DISABLE"] = "1"  # their bars would write over the one bar
+
+
+def _end_with_the_command() -> None:
+    """Left alone, a worker of a command that was killed would go on writing into a run that is then begun again."""
+    command = multiprocessing.parent_process()
+    if command is not None:
+        command.join()
+        os._exit(1)
